@@ -1,0 +1,209 @@
+"""What every node of the block graph promises, and the three families of nodes.
+
+Owns: the interface. `Leaf` stores bytes, `Mapper` (a format) says where bytes
+are, `Filter` decorates one child. Every operation is abstract in every family
+that could forward it by accident: a filter that does not know an operation does
+not exist. It knows neither how bytes are moved (`plane`) nor how nodes are
+opened (`vblk.opening`).
+
+All offsets and lengths are bytes. Callers go through a `Handle`, which checks
+ranges; inside the graph requests are asserted, not checked.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vblk.errors import ReadOnly
+from vblk.extent import Kind
+from vblk.graph.edge import Edge, Role
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Preallocation(enum.Enum):
+    """What a resize does for the new space, in QEMU's words."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    FALLOC = "falloc"
+    FULL = "full"
+
+
+@dataclass(slots=True)
+class Span:
+    """One run of guest bytes, resolved through the whole chain.
+
+    `kind` is DATA, ZERO or ENCODED, never ABSENT. For DATA `leaf` holds the
+    bytes at `leaf_offset`. `depth` counts the images passed on the way down
+    (0: the top). `present` is false where no image of the chain has a word on
+    the range.
+    """
+
+    kind: Kind
+    guest_offset: int
+    length: int
+    leaf: "Node | None" = None
+    leaf_offset: int = 0
+    depth: int = 0
+    present: bool = True
+
+
+class Node(ABC):
+    """Anything in the block graph.
+
+    `name` is unique in its graph. `filename` is what a user would type to open
+    it. `alignment` is what requests below this node are best aligned to; nodes
+    accept every alignment.
+    """
+
+    driver: ClassVar[str]
+
+    def __init__(self, name: str, filename: str, *, read_only: bool) -> None:
+        self.name = name
+        self.filename = filename
+        self.read_only = read_only
+        self.children: dict[str, Edge] = {}
+        self.alignment = 1
+        self.warnings: list[str] = []
+
+    def child(self, role: Role) -> "Node | None":
+        """Return the child that plays `role`, or None."""
+        edge = self.children.get(role.value)
+        return None if edge is None else edge.node
+
+    def require_writable(self) -> None:
+        """Raise ReadOnly when this node may not be changed."""
+        if self.read_only:
+            raise ReadOnly("Block node is read-only", filename=self.filename)
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The length in bytes that a user of this node sees."""
+
+    @abstractmethod
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Read without waiting, or return None: it would block.
+
+        Concurrency: runs to completion.
+        """
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`.
+
+        Raises:
+            StorageError: The medium failed or is shorter than it said.
+            ImageError: The bytes that say where the data is are damaged.
+        """
+
+    @abstractmethod
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, a writable view of bytes, from `offset`."""
+
+    @abstractmethod
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write all of `data` at `offset`; with `fua` it is stable on return.
+
+        Raises:
+            ReadOnly: The node is open for reading only.
+            NoSpace: The storage is full.
+        """
+
+    @abstractmethod
+    async def write_zeroes(
+        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
+    ) -> None:
+        """Make a range read as zeros.
+
+        With `unmap` the space may be given back. With `no_fallback` raise
+        Unsupported rather than writing zeros out.
+        """
+
+    @abstractmethod
+    async def discard(self, offset: int, length: int) -> None:
+        """Say that a range is of no more use; it reads as before or as zeros."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Bring every finished write to stable storage.
+
+        Raises:
+            NodeFailed: This flush or an earlier one failed.
+        """
+
+    @abstractmethod
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Say where a range is, through the whole chain below.
+
+        Returns: gapless spans in guest order whose lengths sum to `length`.
+        Opaque nodes answer with one DATA span of themselves.
+        """
+
+    @abstractmethod
+    async def allocation(self, offset: int, length: int) -> list[Span]:
+        """As `resolve`, and ask the storage which of the data is a hole."""
+
+    @abstractmethod
+    async def resize(
+        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
+    ) -> None:
+        """Change the size; new space reads as zeros."""
+
+    @abstractmethod
+    async def reopen(self, *, read_only: bool) -> None:
+        """Change between reading only and writing, keeping the node's place."""
+
+    @abstractmethod
+    def info(self) -> Mapping[str, Any]:
+        """Return what is special to this driver, in QEMU's names where it has one."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the storage. The children are closed by the graph."""
+
+
+class Leaf(Node):
+    """A node that stores bytes itself: a file, a device, memory, a remote image."""
+
+    def descriptor(self) -> int | None:
+        """Return a file descriptor that the kernel can copy from and to, or None."""
+        return None
+
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Answer with this node itself."""
+        return [Span(Kind.DATA, offset, length, self, offset)]
+
+    @abstractmethod
+    async def allocated_bytes(self) -> int | None:
+        """Return the bytes that the image takes on its storage, or None if unknown."""
+
+
+class Filter(Node):
+    """A node that decorates its child `file`; everything stays abstract."""
+
+
+def coalesce(spans: Sequence[Span]) -> list[Span]:
+    """Join neighbouring spans that continue each other."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined:
+            last = joined[-1]
+            if (
+                last.kind is span.kind
+                and last.leaf is span.leaf
+                and last.depth == span.depth
+                and last.present == span.present
+                and (span.leaf is None or last.leaf_offset + last.length == span.leaf_offset)
+            ):
+                last.length += span.length
+                continue
+        joined.append(
+            Span(
+                span.kind, span.guest_offset, span.length, span.leaf, span.leaf_offset, span.depth, span.present
+            )
+        )
+    return joined
