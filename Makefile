@@ -1,0 +1,61 @@
+# vblk: `make help` says what each target does.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# command=Debian package, for scripts/require
+TEST_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs=e2fsprogs \
+              mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount 7zz=7zip
+DEMO_TOOLS := qemu-img=qemu-utils mkfs.ext4=e2fsprogs debugfs=e2fsprogs
+BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount
+
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+T ?= 60
+
+.PHONY: help setup demo test bench fuzz lint format type docs
+
+help: ## Say what each target does
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-7s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## Make .venv with vblk and its development tools (PYTHON=python3.12 chooses one)
+
+$(READY): pyproject.toml
+	@scripts/setup $(PYTHON) $(VENV)
+	@touch $@
+
+demo: $(READY) ## Make a VHDX from a real disk, look into it, convert it, compare, and time it
+	@scripts/require $(DEMO_TOOLS)
+	@$(BIN)/python scripts/demo.py
+
+test: $(READY) ## Install what the tests need, then run them (PYTEST_ARGS="-k name" chooses)
+	@scripts/require $(TEST_TOOLS)
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(READY) ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
+	@scripts/require $(BENCH_TOOLS)
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m bench $(BENCH_ARGS)
+
+fuzz: $(READY) ## Fuzz each parser for T seconds (T=60)
+	@scripts/fuzz $(BIN)/python $(T)
+
+lint: $(READY) ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+type: $(READY) ## Check types, strictly, with mypy and pyright
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+docs: $(READY) ## Check that links, commands and files named in the documentation exist
+	@$(BIN)/python scripts/check_docs.py
