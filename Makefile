@@ -25,6 +25,7 @@ help: ## Say what each target does
 		printf '  make %-7s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## Make .venv with vblk and its development tools (PYTHON=python3.12 chooses one)
+	@echo "$(VENV) is ready; try: $(BIN)/vblk --help"
 
 $(READY): pyproject.toml
 	@scripts/setup $(PYTHON) $(VENV)

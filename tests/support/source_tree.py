@@ -58,10 +58,9 @@ def text_files() -> Iterator[Path]:
     suffixes = {".py", ".md", ".toml", ".sh", ".txt", ".json", ""}
     for folder in folders:
         for path in sorted((REPOSITORY / folder).rglob("*")):
-            hidden = any(
-                part.startswith((".", "__")) for part in path.relative_to(REPOSITORY / folder).parts[:-1]
-            )
-            if path.is_file() and path.suffix in suffixes and "corpus" not in path.parts and not hidden:
+            parents = path.relative_to(REPOSITORY / folder).parts[:-1]
+            generated = any(part.startswith((".", "__")) or part == "corpus" for part in parents)
+            if path.is_file() and path.suffix in suffixes and not generated:
                 yield path
     for path in sorted(REPOSITORY.iterdir()):
         if path.is_file() and not path.name.startswith(".") and path.suffix in suffixes:
@@ -87,12 +86,11 @@ def imports_of(module: Module) -> Iterator[tuple[str, str, int]]:
 def docstrings_and_comments(module: Module) -> Iterator[tuple[str, int]]:
     """Yield (text, line) for every docstring, attribute docstring and comment."""
     for node in ast.walk(module.tree):
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str)
-        ):
-            yield node.value.value, node.lineno
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield text, node.lineno
+            case _:
+                pass
     for number, line in enumerate(module.text.splitlines(), 1):
         start = line.find("#")
         if start >= 0 and line[:start].count('"') % 2 == 0 and line[:start].count("'") % 2 == 0:

@@ -30,15 +30,7 @@ from tests.support.source_tree import (
 QUOTED = re.compile(r"(?<!`)`([A-Za-z_][\w.]*)(?:\(\))?`(?!`)")
 LOOKS_LIKE_A_NAME = re.compile(r"[a-z0-9]+_[a-z0-9_]+|[A-Z]+_[A-Z0-9_]+|[A-Z][a-z0-9]+[A-Z]\w*|vblk\.[\w.]+")
 PYTHON: tuple[types.ModuleType, ...] = (builtins, os, asyncio, errno, fcntl, io, mmap, socket)
-FOREIGN = {
-    "off_t",
-    "size_t",
-    "copy_file_range",
-    "sync_file_range",
-    "io_uring",
-    "CreateFile",
-    "DuplicateHandle",
-}
+FOREIGN = {"off_t", "size_t", "sync_file_range", "io_uring"}
 
 
 def names_in(module: Module) -> Iterator[str]:
