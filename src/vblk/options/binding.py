@@ -1,0 +1,221 @@
+"""From options as they were given to the typed options of one driver.
+
+Owns: the conversion of `NodeOptions.own` and of `-o` lists into a driver's
+`msgspec.Struct`, and the words in which a wrong value or an unknown name is
+refused. Must not know any driver's options.
+
+msgspec is imported when the first options are bound, not with this module.
+"""
+
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from vblk.errors import OptionError
+from vblk.options.model import PROTOCOLS, Scalar
+from vblk.options.sizes import SIZE_LIMIT, Size, SizeTooLarge, parse_bool, parse_number, parse_size
+
+if TYPE_CHECKING:
+    import msgspec
+
+StructT = TypeVar("StructT", bound="msgspec.Struct")
+
+_SIZE_HELP: Final = """
+Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
+and exabytes, respectively."""
+_TYPE_NAMES: Final = {str: "string", int: "integer", Size: "integer", float: "number", bool: "boolean"}
+
+_Tree = dict[str, "_Tree | Scalar"]
+
+
+def bind(own: Mapping[str, Scalar], struct: type[StructT], driver: str, *, strict: bool = False) -> StructT:
+    """Convert a node's own options into its driver's options.
+
+    The fields of `struct` are the options (`rename="kebab"` spells them with
+    dashes): `bool`, `int`, `float`, `str`, `Size`, `Literal` or `Enum` of
+    texts, a list, a nested `Struct`, or one of these or `None`. Nested ones
+    are given under dotted names. Unless `strict`, texts are converted, as
+    from a command line; `strict` is QMP's way.
+
+    Raises:
+        OptionError: An option is unknown to the driver, has a value of the
+            wrong type or outside its range, or is missing.
+    """
+
+    def unknown(name: str) -> str:
+        if driver in PROTOCOLS:
+            return f"Block protocol '{driver}' doesn't support the option '{name}'"
+        return f"Block format '{driver}' does not support the option '{name}'"
+
+    return _Binder(strict, unknown).struct(_unflatten(own), struct, "")
+
+
+def bind_create(values: Mapping[str, str], struct: type[StructT]) -> StructT:
+    """Convert the values of `-o` into the options of a format's creation.
+
+    Raises:
+        OptionError: As `bind`; an unknown name is an `Invalid parameter`.
+    """
+    return _Binder(False, lambda name: f"Invalid parameter '{name}'").struct(_unflatten(values), struct, "")
+
+
+def _unflatten(own: Mapping[str, Scalar]) -> _Tree:
+    tree: _Tree = {}
+    for name, value in own.items():
+        *path, last = name.split(".")
+        branch = tree
+        for part in path:
+            below = branch.setdefault(part, {})
+            if not isinstance(below, dict):
+                raise OptionError(f"Option '{name}' contradicts the value of a part of its name")
+            branch = below
+        if last in branch:
+            raise OptionError(f"Option '{name}' contradicts the options inside it")
+        branch[last] = value
+    return tree
+
+
+def _leaf_name(value: "_Tree | Scalar", name: str) -> str:
+    """Return the full name of the first option in a tree."""
+    while isinstance(value, dict):
+        key, value = next(iter(value.items()))
+        name = f"{name}.{key}" if name else key
+    return name
+
+
+class _Binder:
+    """One conversion: how strict it is, and what it says of unknown names."""
+
+    def __init__(self, strict: bool, unknown: typing.Callable[[str], str]) -> None:
+        self._strict = strict
+        self._unknown = unknown
+
+    def struct(self, tree: _Tree, struct: type[StructT], prefix: str) -> StructT:
+        import msgspec
+
+        fields = {info.encode_name: info for info in msgspec.structs.fields(struct)}
+        values: dict[str, Any] = {}
+        for key, value in tree.items():
+            name = prefix + key
+            if key not in fields:
+                raise OptionError(self._unknown(_leaf_name(value, name)))
+            if value is not None:
+                values[key] = self._value(value, fields[key].type, name)
+        for key, info in fields.items():
+            if info.required and key not in values:
+                raise OptionError(f"Parameter '{prefix + key}' is missing")
+        try:
+            return msgspec.convert(values, struct)
+        except msgspec.ValidationError as error:
+            raise self._refusal(error, prefix) from None
+
+    @staticmethod
+    def _refusal(error: Exception, prefix: str) -> OptionError:
+        """Word a range that a field's constraints set: `Expected ... - at `$.name``."""
+        reason, _, place = str(error).partition(" - at `$.")
+        place = place.rstrip("`")
+        return OptionError(
+            f"Parameter '{prefix}{place}': {reason[:1].lower()}{reason[1:]}" if place else reason
+        )
+
+    def _value(self, value: "_Tree | Scalar", kind: Any, name: str) -> Any:
+        import msgspec
+
+        origin = typing.get_origin(kind)
+        if origin is typing.Annotated:
+            return self._value(value, typing.get_args(kind)[0], name)
+        if origin in (typing.Union, types.UnionType):
+            (kind,) = (member for member in typing.get_args(kind) if member is not types.NoneType)
+            return self._value(value, kind, name)
+        if origin is list:
+            return self._list(value, typing.get_args(kind)[0], name)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            if not isinstance(value, dict):
+                raise OptionError(f"Invalid parameter type for '{name}', expected: object")
+            return self.struct(value, kind, f"{name}.")
+        if isinstance(value, dict):
+            raise OptionError(self._unknown(_leaf_name(value, name)))
+        if origin is typing.Literal:
+            return _choice(value, typing.get_args(kind), name)
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            return _choice(value, tuple(member.value for member in kind), name)
+        return self._scalar(value, kind, name)
+
+    def _list(self, value: "_Tree | Scalar", kind: Any, name: str) -> list[Any]:
+        if not isinstance(value, dict):
+            raise OptionError(f"Invalid parameter type for '{name}', expected: array")
+        items: list[Any] = []
+        for index in range(len(value)):
+            if str(index) not in value:
+                raise OptionError(f"Parameter '{name}.{index}' missing")
+            items.append(self._value(value[str(index)], kind, f"{name}.{index}"))
+        return items
+
+    def _scalar(self, value: Scalar, kind: Any, name: str) -> Scalar:
+        plain = int if kind is Size else kind
+        typed = isinstance(value, plain) and isinstance(value, bool) == (plain is bool)
+        if self._strict and not typed:
+            raise OptionError(f"Invalid parameter type for '{name}', expected: {_TYPE_NAMES[kind]}")
+        if kind is Size:
+            return _size(value, name)
+        if typed:
+            return value
+        if kind is bool:
+            return _bool(value, name)
+        if kind is int:
+            return _number(value, name)
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            return _float(value, name)
+        raise OptionError(f"Invalid parameter type for '{name}', expected: {_TYPE_NAMES[kind]}")
+
+
+def _choice(value: Scalar, choices: tuple[Any, ...], name: str) -> Any:
+    if not isinstance(value, str):
+        raise OptionError(f"Invalid parameter type for '{name}', expected: string")
+    if value not in choices:
+        raise OptionError(f"Parameter '{name}' does not accept value '{value}'")
+    return value
+
+
+def _bool(value: Scalar, name: str) -> bool:
+    try:
+        return parse_bool(value if isinstance(value, str) else "")
+    except OptionError:
+        raise OptionError(f"Parameter '{name}' expects 'on' or 'off'") from None
+
+
+def _size(value: Scalar, name: str) -> int:
+    try:
+        if isinstance(value, str):
+            return parse_size(value)
+    except SizeTooLarge:
+        raise OptionError(f"Value '{value}' is out of range for parameter '{name}'") from None
+    except OptionError:
+        _refuse_size(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < SIZE_LIMIT:
+        _refuse_size(name)
+    return value
+
+
+def _refuse_size(name: str) -> NoReturn:
+    raise OptionError(f"Parameter '{name}' expects a non-negative number below 2^64{_SIZE_HELP}") from None
+
+
+def _number(value: Scalar, name: str) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return parse_number(value if isinstance(value, str) else "")
+    except OptionError:
+        raise OptionError(f"Parameter '{name}' expects a number") from None
+
+
+def _float(value: int | str, name: str) -> float:
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise OptionError(f"Parameter '{name}' expects a number") from None

@@ -1,0 +1,100 @@
+"""The `json:{...}` name of a node that no plain file name can describe.
+
+Owns: how such a name is written, so that it can be compared letter for letter
+with QEMU's. Must not decide which options belong into it; that is the opener's
+part, which passes a description holding only what changes a node's data.
+"""
+
+from typing import Final
+
+from vblk.options.model import NodeOptions, NodeReference, Scalar
+
+_ORDER: Final = """
+refcount-cache-size set-state.1.event inject-error.3.state inject-error.2.state inject-error.1.state
+inject-error.0.state opt-write-zero test locking inject-error.3.immediately inject-error.2.immediately
+inject-error.1.immediately inject-error.0.immediately password-secret port server.to set-state.3.new_state
+cache-size url uri log-super-update-interval read-zeroes cookie-secret host-key-check.hash
+set-state.0.event lazy-refcounts log server.path encrypt.format server.port server.host
+host-key-check.type fat-type inject-error.3.once inject-error.2.once inject-error.1.once
+inject-error.0.once log-sector-size set-state.2.new_state max-write-zero offset image data-file readahead
+backing throttle-group max-transfer children set-state.2.state dir server.ipv6 server.numeric snapshot
+host encrypt.key-secret timeout server.3.host server.2.host server.1.host server.0.host
+set-state.1.new_state driver path server.3.path server.2.path server.1.path server.0.path blkverify
+logfile log-append host-key-check.mode server.3.type server.2.type server.1.type server.0.type
+set-state.1.state config take-child-perms.3 take-child-perms.2 take-child-perms.1 take-child-perms.0
+inject-error.3.iotype inject-error.2.iotype inject-error.1.iotype inject-error.0.iotype filename
+rewrite-corrupted username size set-state.0.new_state inject-error.3.errno inject-error.3.event
+inject-error.2.errno inject-error.2.event inject-error.1.errno inject-error.1.event inject-error.0.errno
+inject-error.0.event export floppy server.type server.3.port server.2.port server.1.port server.0.port
+set-state.3.event opt-discard x-dirty-bitmap label set-state.0.state volume server.ipv4 cookie
+vote-threshold tls-creds inject-error.3.sector inject-error.2.sector inject-error.1.sector
+inject-error.0.sector debug transport raw latency-ns tls-hostname set-state.2.event sslverify rw top-id
+bottom file user target key-secret max-discard align
+"""
+"""The order in which QEMU's tools print options, observed; unknown ones come last, as given."""
+
+_RANK: Final = {name: rank for rank, name in enumerate(_ORDER.split())}
+_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+_Printed = Scalar | dict[str, "_Printed"] | list["_Printed"]
+
+
+def to_json_filename(options: NodeOptions) -> str:
+    """Write the driver, own options and children of a node as a `json:` name.
+
+    Common options (`read-only`, `cache.direct`, ...) are left out: they do not
+    change which data a node holds.
+    """
+    return "json:" + _encode(_printed(options))
+
+
+def _printed(options: NodeOptions) -> dict[str, _Printed]:
+    members: dict[str, _Printed] = dict(options.own)
+    if options.driver is not None:
+        members["driver"] = options.driver
+    items: dict[int, _Printed] = {}
+    for name, child in options.children.items():
+        value: _Printed
+        if isinstance(child, NodeOptions):
+            value = _printed(child)
+        else:
+            value = child.name if isinstance(child, NodeReference) else None
+        list_name, dot, index = name.partition(".")
+        if dot:
+            items[int(index)] = value
+            members[list_name] = [items[key] for key in sorted(items)]
+        else:
+            members[name] = value
+    return dict(sorted(members.items(), key=lambda member: _RANK.get(member[0], len(_RANK))))
+
+
+def _encode(value: _Printed) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_quote(name)}: {_encode(member)}" for name, member in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_encode, value)) + "]"
+    if isinstance(value, str):
+        return _quote(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else f"{value:.17g}"
+
+
+def _quote(text: str) -> str:
+    return '"' + "".join(map(_escape, text)) + '"'
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    code = ord(character)
+    if 0x20 <= code < 0x7F:
+        return character
+    if 0xD800 <= code < 0xE000:
+        return "\\uFFFD"  # a byte of a file name that is not UTF-8
+    if code < 0x10000:
+        return f"\\u{code:04X}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"
