@@ -1,0 +1,35 @@
+"""How large a run of the benchmarks is, and where it works.
+
+Owns: the numbers that a user may choose.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vblk.units import MIB
+
+VBLK = Path(sys.executable).parent / "vblk"
+"""The command line of the environment that runs the benchmarks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run; `folder` is on the file system that is measured."""
+
+    folder: Path
+    data_bytes: int
+    shared_bytes: int
+    """The data where a file system shares blocks: more, so that vblk's start is not all there is."""
+    rounds: int
+    reads: int
+
+    @classmethod
+    def full(cls, folder: Path, data_mib: int, rounds: int) -> "Settings":
+        """Return what `make bench` runs."""
+        return cls(folder, data_mib * MIB, 3 * data_mib * MIB, rounds, reads=20_000)
+
+    @classmethod
+    def tiny(cls, folder: Path) -> "Settings":
+        """Return a run of seconds, for correctness only: its ratios mean nothing."""
+        return cls(folder, 8 * MIB, 8 * MIB, rounds=1, reads=200)
