@@ -27,7 +27,7 @@ LEVELS = {
     "testing": 8,
 }
 PURE_MAX = 1
-SYNCHRONOUS = re.compile(r"_?(?:parse_|encode_|lookup|plan_|try_)")
+SYNCHRONOUS = re.compile(r"(?:parse_|encode_|lookup|plan_|try_)")
 IMPURE = {
     "asyncio",
     "threading",
