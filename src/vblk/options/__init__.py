@@ -6,7 +6,7 @@ with the first `bind`.
 """
 
 from vblk.options.binding import bind, bind_create
-from vblk.options.jsonname import to_json_filename
+from vblk.options.jsonname import to_filename, to_json_filename
 from vblk.options.keyval import CreateOptions, parse_create_options
 from vblk.options.model import (
     LEAF_DRIVERS,
@@ -45,6 +45,7 @@ __all__ = [
     "parse_json",
     "parse_number",
     "parse_size",
+    "to_filename",
     "to_json_filename",
     "with_filename",
 ]

@@ -1,13 +1,13 @@
-"""The `json:{...}` name of a node that no plain file name can describe.
+"""The name of a node, from its options: a plain one, or `json:{...}`.
 
-Owns: how such a name is written, so that it can be compared letter for letter
-with QEMU's. Must not decide which options belong into it; that is the opener's
-part, which passes a description holding only what changes a node's data.
+Owns: how names are written, so that they can be compared letter for letter with
+QEMU's, and which options do not belong into a name because they do not change
+the data of a node. Must not look at any file.
 """
 
 from typing import Final
 
-from vblk.options.model import NodeOptions, NodeReference, Scalar
+from vblk.options.model import PROTOCOLS, NodeOptions, NodeReference, Scalar
 
 _ORDER: Final = """
 refcount-cache-size set-state.1.event inject-error.3.state inject-error.2.state inject-error.1.state
@@ -34,24 +34,66 @@ bottom file user target key-secret max-discard align
 """The order in which QEMU's tools print options, observed; unknown ones come last, as given."""
 
 _RANK: Final = {name: rank for rank, name in enumerate(_ORDER.split())}
+_FILES: Final = ("file", "host_device", "host_cdrom")
+_NULLS: Final = ("null-co", "null-aio")
 _ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 _Printed = Scalar | dict[str, "_Printed"] | list["_Printed"]
 
 
+_WEAK: Final = frozenset(
+    ("locking", "aio", "aio-max-batch", "pr-manager", "drop-cache", "x-check-cache-dropped", "latency-ns")
+)
+"""Own options that change how a node works, not what it holds."""
+
+
+def to_filename(options: NodeOptions) -> str:
+    """Write the name of a node: the plain one where it says everything, else `json:`.
+
+    The drivers must be filled in; a child without one counts as a file.
+    """
+    return _plain(options) or to_json_filename(options)
+
+
 def to_json_filename(options: NodeOptions) -> str:
     """Write the driver, own options and children of a node as a `json:` name.
 
-    Common options (`read-only`, `cache.direct`, ...) are left out: they do not
-    change which data a node holds.
+    Left out are options that do not change which data a node holds: the common
+    ones (`read-only`, `cache.direct`, ...), `locking`, `aio` and the like.
     """
-    return "json:" + _encode(_printed(options))
+    return "json:" + _encode(_printed(options, root=True))
 
 
-def _printed(options: NodeOptions) -> dict[str, _Printed]:
-    members: dict[str, _Printed] = dict(options.own)
-    if options.driver is not None:
-        members["driver"] = options.driver
+def _strong(options: NodeOptions) -> dict[str, Scalar]:
+    return {name: value for name, value in options.own.items() if name not in _WEAK}
+
+
+def _plain(options: NodeOptions) -> str | None:
+    """Return the plain name that says everything about a node, if there is one."""
+    own = _strong(options)
+    if options.driver in (*_FILES, None) and own.keys() == {"filename"} and not options.children:
+        return str(own["filename"])
+    if options.driver in _NULLS:
+        return None if own else f"{options.driver}://"
+    if own.keys() == {"uri"} and not options.children:
+        return str(own["uri"])
+    if options.driver == "blkdebug":
+        image = options.children.get("image")
+        below = _plain(image) if isinstance(image, NodeOptions) and len(options.children) == 1 else None
+        return (
+            None if below is None or own.keys() - {"config"} else f"blkdebug:{own.get('config', '')}:{below}"
+        )
+    file = options.children.get("file")
+    if own or len(options.children) != 1 or not isinstance(file, NodeOptions):
+        return None
+    return _plain(file) if file.driver is None or file.driver in PROTOCOLS else None
+
+
+def _printed(options: NodeOptions, *, root: bool = False) -> dict[str, _Printed]:
+    members: dict[str, _Printed] = dict(_strong(options))
+    driver = options.driver or (None if root or "filename" not in options.own else "file")
+    if driver is not None:
+        members["driver"] = driver
     items: dict[int, _Printed] = {}
     for name, child in options.children.items():
         value: _Printed

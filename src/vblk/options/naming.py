@@ -136,12 +136,18 @@ def _protocol_of(text: str) -> str | None:
 def _leaf_options(driver: str, text: str) -> dict[str, Scalar]:
     """Return a protocol's own options from its spelling of a name."""
     if driver in _FILES:
-        return {"filename": text.removeprefix(f"{driver}:")}
+        return {"filename": _strip_prefix(text, f"{driver}:")}
     if driver in _NULLS:
         if text != f"{driver}://":
             raise OptionError(f"The only allowed filename for this driver is '{driver}://'")
         return {}
     return {"uri": text}
+
+
+def _strip_prefix(text: str, prefix: str) -> str:
+    """Return a path without its prefix, such that it does not look prefixed again."""
+    path = text.removeprefix(prefix)
+    return f"./{path}" if path != text and ":" in path.partition("/")[0] else path
 
 
 def _place_leaf(options: NodeOptions, driver: str | None, own: dict[str, Scalar]) -> NodeOptions:
