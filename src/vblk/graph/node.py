@@ -12,7 +12,8 @@ ranges; inside the graph requests are asserted, not checked.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -148,6 +149,15 @@ class Node(ABC):
         """As `resolve`, and ask the storage which of the data is a hole."""
 
     @abstractmethod
+    def place(self, offset: int, length: int) -> AbstractAsyncContextManager[list[Span]]:
+        """Make room for a guest range and yield the leaf places where its bytes go.
+
+        The guard of a write: leaving the block normally publishes the mapping;
+        an exception or a cancellation gives the space back and publishes
+        nothing.
+        """
+
+    @abstractmethod
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
     ) -> None:
@@ -166,24 +176,37 @@ class Node(ABC):
         """Release the storage. The children are closed by the graph."""
 
 
-class Leaf(Node):
+class Opaque(Node):
+    """A node that others cannot see through: its bytes are had from itself alone."""
+
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Answer with this node itself."""
+        return [Span(Kind.DATA, offset, length, self, offset)]
+
+    @asynccontextmanager
+    async def place(self, offset: int, length: int) -> AsyncIterator[list[Span]]:
+        """Answer with this node itself: its `write` needs no mapping."""
+        self.require_writable()
+        yield [Span(Kind.DATA, offset, length, self, offset)]
+
+
+class Leaf(Opaque):
     """A node that stores bytes itself: a file, a device, memory, a remote image."""
 
     def descriptor(self) -> int | None:
         """Return a file descriptor that the kernel can copy from and to, or None."""
         return None
 
-    async def resolve(self, offset: int, length: int) -> list[Span]:
-        """Answer with this node itself."""
-        return [Span(Kind.DATA, offset, length, self, offset)]
+    def written(self, offset: int, length: int) -> None:
+        """Note that `length` bytes arrived at `offset` through the descriptor."""
 
     @abstractmethod
     async def allocated_bytes(self) -> int | None:
         """Return the bytes that the image takes on its storage, or None if unknown."""
 
 
-class Filter(Node):
-    """A node that decorates its child `file`; everything stays abstract."""
+class Filter(Opaque):
+    """A node that decorates one child. It sees every request: nothing passes by accident."""
 
 
 def coalesce(spans: Sequence[Span]) -> list[Span]:
@@ -203,7 +226,13 @@ def coalesce(spans: Sequence[Span]) -> list[Span]:
                 continue
         joined.append(
             Span(
-                span.kind, span.guest_offset, span.length, span.leaf, span.leaf_offset, span.depth, span.present
+                span.kind,
+                span.guest_offset,
+                span.length,
+                span.leaf,
+                span.leaf_offset,
+                span.depth,
+                span.present,
             )
         )
     return joined

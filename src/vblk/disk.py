@@ -1,0 +1,323 @@
+"""The public way to a disk: `vblk.open` and `vblk.open_file`.
+
+Owns: the lifetime of a private graph around one image, and the synchronous
+file-like view for libraries that expect a file. It moves no bytes itself.
+"""
+
+import asyncio
+import io
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vblk.errors import BlockError, OptionError
+from vblk.graph.edge import Role
+from vblk.graph.gate import BesideGate, DenyGate
+from vblk.graph.handle import Handle
+from vblk.graph.node import Buffer, Node, Preallocation, Span, coalesce
+from vblk.graph.registry import Graph
+from vblk.graph.site import ChainRules
+from vblk.opening import open_image
+from vblk.options import NodeOptions
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+T = TypeVar("T")
+
+ImageName = str | os.PathLike[str] | NodeOptions
+
+
+class Disk:
+    """An open image and its chain. Offsets and lengths are bytes, of any alignment.
+
+    Raises (all requests):
+        RequestError: This request failed; the disk is still good.
+        ImageError: The image's tables are damaged here.
+        NodeFailed: An earlier flush failed; only closing is possible.
+
+    Concurrency: belongs to one event loop; any number of requests at a time.
+    """
+
+    def __init__(self, graph: Graph, handle: Handle) -> None:
+        self.graph = graph
+        self.handle = handle
+
+    @property
+    def node(self) -> Node:
+        """The top node of the chain."""
+        return self.handle.node
+
+    @property
+    def size(self) -> int:
+        """The virtual size in bytes."""
+        return self.handle.size
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the disk refuses writes."""
+        return self.handle.read_only
+
+    @property
+    def format(self) -> str:
+        """The name of the top image's format."""
+        return self.node.driver
+
+    def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes]:
+        """Return exactly `length` bytes from `offset`."""
+        return self.handle.read(offset, length)
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Return the bytes if they are in memory, or None: then await `read`."""
+        return self.handle.try_read(offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> Coroutine[Any, Any, None]:
+        """Fill a writable view of bytes from `offset`."""
+        return self.handle.read_into(offset, buffer)
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Coroutine[Any, Any, None]:
+        """Write all of `data`; with `fua` it is on stable storage on return."""
+        return self.handle.write(offset, data, fua=fua)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> Coroutine[Any, Any, None]:
+        """Make a range read as zeros; with `unmap` its space may be given back."""
+        return self.handle.write_zeroes(offset, length, unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> Coroutine[Any, Any, None]:
+        """Say that a range is of no more use."""
+        return self.handle.discard(offset, length)
+
+    def flush(self) -> Coroutine[Any, Any, None]:
+        """Bring every finished write to stable storage."""
+        return self.handle.flush()
+
+    def resize(
+        self, size: int, *, preallocation: Preallocation = Preallocation.OFF
+    ) -> Coroutine[Any, Any, None]:
+        """Change the virtual size in bytes; new space reads as zeros."""
+        return self.handle.resize(size, preallocation=preallocation)
+
+    async def extents(self, offset: int = 0, length: int | None = None) -> list[Span]:
+        """Say where a range is, through the chain, with holes of the storage as zeros.
+
+        Returns: gapless spans in order; neighbours that continue each other are joined.
+        """
+        wanted = self.size - offset if length is None else length
+        return coalesce(await self.handle.allocation(offset, wanted))
+
+    def chain(self) -> list[Node]:
+        """Return the images of the chain, the top first, the base last."""
+        images: list[Node] = []
+        node: Node | None = self.node
+        while node is not None:
+            images.append(node)
+            node = node.child(Role.BACKING)
+        return images
+
+    def info(self) -> dict[str, Any]:
+        """Return the facts of the top image: `filename`, `format`, `virtual-size` and its own."""
+        return {
+            "filename": self.node.filename,
+            "format": self.node.driver,
+            "virtual-size": self.size,
+            "format-specific": dict(self.node.info()),
+        }
+
+    async def close(self) -> None:
+        """Let go of the image; unfinished requests are waited for."""
+        await self.graph.close()
+
+
+class Opening:
+    """What `vblk.open` returns: await it for a Disk, or use it in `async with`."""
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Disk]]) -> None:
+        self._start = start
+        self._disk: Disk | None = None
+
+    def __await__(self) -> Generator[Any, None, Disk]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Disk:
+        self._disk = await self._start()
+        return self._disk
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._disk is not None
+        await self._disk.close()
+
+
+def open(
+    image: ImageName,
+    *,
+    format: str | None = None,
+    read_only: bool = True,
+    cache: str | None = None,
+    force_share: bool = False,
+    backing: bool = True,
+    deny_implicit: bool = False,
+    rules: ChainRules | None = None,
+) -> Opening:
+    """Open an image and its chain: `async with vblk.open("a.vhdx") as disk: ...`.
+
+    Args:
+        image: A path, `scheme://` URI, `json:{...}`, or typed options.
+        format: The image's format; None probes for it.
+        read_only: False opens for writing.
+        cache: QEMU's cache modes: writeback, none, writethrough, directsync, unsafe.
+        force_share: Open even though another process writes to the image.
+        backing: False leaves the backing chain closed.
+        deny_implicit: Refuse every file that the image names.
+        rules: Where parents are looked for, and what is accepted as one.
+
+    Raises (when entered or awaited):
+        OptionError: The image is named in a way that cannot be right.
+        ImageError: The image is damaged, or not of this format.
+        StorageError: The file cannot be opened.
+        PermissionConflict: Another process holds the image.
+    """
+    name = os.fspath(image) if isinstance(image, os.PathLike) else image
+
+    async def start() -> Disk:
+        graph = Graph(gate=DenyGate() if deny_implicit else BesideGate())
+        try:
+            handle = await open_image(
+                graph,
+                name,
+                format=format,
+                read_only=read_only,
+                cache=cache,
+                force_share=force_share,
+                backing=backing,
+                rules=rules,
+            )
+        except BaseException:
+            await graph.close()
+            raise
+        return Disk(graph, handle)
+
+    return Opening(start)
+
+
+class DiskFile(io.RawIOBase):
+    """A disk as a file object: synchronous, seekable, for libraries that expect a file.
+
+    It drives an event loop of its own on the calling thread, so it cannot be
+    used on a thread whose loop is running: there, use `vblk.open`. Any thread
+    may call; calls exclude each other.
+
+    Raises: OSError with the number of the BlockError behind it, as files do.
+    """
+
+    def __init__(self, image: ImageName, **options: Any) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._position = 0
+        self._runner = asyncio.Runner()
+        try:
+            self._disk = self._run(_awaited(open(image, **options)))
+        except BaseException:
+            self._runner.close()
+            raise
+
+    @property
+    def disk(self) -> Disk:
+        """The disk behind the file."""
+        return self._disk
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._runner.run(call)
+        except BlockError as error:
+            raise OSError(error.errno, str(error)) from error
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it has a position."""
+        return True
+
+    def writable(self) -> bool:
+        """Tell whether the disk takes writes."""
+        return not self.closed and not self._disk.read_only
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position; it may stand past the end."""
+        self._require_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._disk.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Fill `buffer` from the position; fewer bytes only at the end of the disk."""
+        self._require_open()
+        view = memoryview(buffer).cast("B")
+        with self._lock:
+            length = max(0, min(len(view), self._disk.size - self._position))
+            try:
+                data = self._disk.try_read(self._position, length) if length else b""
+            except BlockError as error:
+                raise OSError(error.errno, str(error)) from error
+            if data is None:
+                self._run(self._disk.read_into(self._position, view[:length]))
+            else:
+                view[:length] = data
+            self._position += length
+        return length
+
+    def write(self, data: Any) -> int:
+        """Write at the position; a disk does not grow by being written to."""
+        self._require_open()
+        view = memoryview(data).cast("B")
+        with self._lock:
+            length = max(0, min(len(view), self._disk.size - self._position))
+            self._run(self._disk.write(self._position, view[:length]))
+            self._position += length
+        return length
+
+    def flush(self) -> None:
+        """Bring every finished write to stable storage."""
+        if not self.closed and not self._disk.read_only:
+            with self._lock:
+                self._run(self._disk.flush())
+
+    def close(self) -> None:
+        """Let go of the image."""
+        if self.closed:
+            return
+        try:
+            super().close()
+        finally:
+            try:
+                self._run(self._disk.close())
+            finally:
+                self._runner.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+
+def open_file(image: ImageName, **options: Any) -> DiskFile:
+    """Open an image as a synchronous file object; options as for `vblk.open`."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return DiskFile(image, **options)
+    raise OptionError("open_file cannot work on a thread whose event loop is running: use vblk.open")
+
+
+async def _awaited(call: Awaitable[T]) -> T:
+    return await call

@@ -1,0 +1,1 @@
+"""The block graph: nodes, edges, handles, and the data plane that moves payload."""

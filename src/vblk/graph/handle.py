@@ -1,0 +1,184 @@
+"""The checked front door: how a user outside the graph works with a node.
+
+Owns: range checks, the count of requests in flight, and drain. Inside the graph
+the same facts are asserted. A handle is one edge of the graph, with a user's
+name and permissions.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from vblk.errors import GraphError, OutOfRange
+from vblk.graph.edge import Edge
+from vblk.graph.node import Buffer, Node, Preallocation, Span
+
+
+class Traffic:
+    """Requests in flight through one handle, and the barrier that holds new ones back.
+
+    Concurrency: `drain` returns when nothing is in flight; requests that arrive
+    later wait for the matching `release`. Drains nest.
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.held = 0
+        self._quiet = asyncio.Event()
+        self._open = asyncio.Event()
+        self._quiet.set()
+        self._open.set()
+
+    async def __aenter__(self) -> None:
+        while self.held:
+            await self._open.wait()
+        self.in_flight += 1
+        self._quiet.clear()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._quiet.set()
+
+    async def drain(self) -> None:
+        """Hold new requests back and wait for those in flight."""
+        self.held += 1
+        self._open.clear()
+        try:
+            await self._quiet.wait()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let requests through again, when the last drain has ended."""
+        self.held -= 1
+        if not self.held:
+            self._open.set()
+
+
+class Handle:
+    """A user's hold on a node. Offsets and lengths are bytes of any alignment.
+
+    Raises (all requests):
+        OutOfRange: The range does not lie within the node.
+        GraphError: The handle is closed.
+        NodeFailed: An earlier flush failed.
+    """
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.traffic = Traffic()
+        self._node: Node | None = edge.node
+
+    @property
+    def node(self) -> Node:
+        """The node that this handle holds."""
+        if self._node is None:
+            raise GraphError(f"{self.edge.user} has let go of this image")
+        return self._node
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was let go."""
+        return self._node is None
+
+    @property
+    def size(self) -> int:
+        """The virtual size in bytes."""
+        return self.node.size
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes are refused."""
+        return self.node.read_only
+
+    def detach(self) -> None:
+        """Forget the node; the graph calls this when it closes the handle."""
+        self._node = None
+
+    def check_range(self, offset: int, length: int) -> Node:
+        """Return the node, when the range lies within it."""
+        node = self.node
+        if offset < 0 or length < 0 or offset + length > node.size:
+            raise OutOfRange(
+                f"range of {length} bytes at {offset} does not lie within the {node.size} bytes of the disk",
+                filename=node.filename,
+                length=length,
+            )
+        return node
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Read without waiting, or return None. Concurrency: runs to completion."""
+        node = self.check_range(offset, length)
+        return None if self.traffic.held else node.try_read(offset, length)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`. Concurrency: may suspend."""
+        node = self.check_range(offset, length)
+        if not self.traffic.held:
+            data = node.try_read(offset, length)
+            if data is not None:
+                return data
+        async with self.traffic:
+            return await self.node.read(offset, length)
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a writable view of bytes from `offset`."""
+        self.check_range(offset, len(buffer))
+        async with self.traffic:
+            await self.node.read_into(offset, buffer)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write all of `data`; see `Node.write`."""
+        self.check_range(offset, memoryview(data).nbytes).require_writable()
+        async with self.traffic:
+            await self.node.write(offset, data, fua=fua)
+
+    async def write_zeroes(
+        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
+    ) -> None:
+        """Make a range read as zeros; see `Node.write_zeroes`."""
+        self.check_range(offset, length).require_writable()
+        async with self.traffic:
+            await self.node.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Say that a range is of no more use; see `Node.discard`."""
+        self.check_range(offset, length).require_writable()
+        async with self.traffic:
+            await self.node.discard(offset, length)
+
+    async def flush(self) -> None:
+        """Bring every finished write to stable storage."""
+        async with self.traffic:
+            await self.node.flush()
+
+    async def resize(
+        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
+    ) -> None:
+        """Change the size in bytes; see `Node.resize`."""
+        self.node.require_writable()
+        async with self.traffic:
+            await self.node.resize(size, preallocation=preallocation, exact=exact)
+
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Say where a range is, down to the leaves; see `Node.resolve`."""
+        self.check_range(offset, length)
+        async with self.traffic:
+            return await self.node.resolve(offset, length)
+
+    async def allocation(self, offset: int, length: int) -> list[Span]:
+        """As `resolve`, with the storage's holes as zeros; see `Node.allocation`."""
+        self.check_range(offset, length)
+        async with self.traffic:
+            return await self.node.allocation(offset, length)
+
+    @asynccontextmanager
+    async def drained(self) -> AsyncIterator[None]:
+        """Hold new requests back while the block runs; nothing is in flight inside it."""
+        await self.traffic.drain()
+        try:
+            yield
+        finally:
+            self.traffic.release()

@@ -1,0 +1,148 @@
+"""Copying between two file descriptors inside the kernel, by the cheapest means.
+
+Owns: the ladder reflink, copy_file_range, sendfile, and what this pair of files
+was found not to do. It blocks: callers run it on a worker. It knows no nodes.
+
+Facts behind the ladder (Linux): FICLONERANGE wants both offsets and the length
+on file-system blocks (the length may end at the end of the source), and both
+files on one file system that shares extents. copy_file_range between different
+kinds of file system answers EXDEV; sendfile writes at the target's file
+position, so that the descriptor is opened anew for it.
+"""
+
+import enum
+import errno
+import os
+import struct
+
+from vblk.errors import NoSpace, StorageError
+from vblk.units import MIB, align_down
+
+_FICLONERANGE = 0x4020940D
+_NOT_POSSIBLE = frozenset(
+    (
+        errno.EXDEV,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+        errno.EINVAL,
+        errno.EPERM,
+        errno.EBADF,
+        errno.ENOTTY,
+        errno.ETXTBSY,
+    )
+)
+
+_REFLINK_MAX = 1024 * MIB
+
+
+class Means(enum.Enum):
+    """How bytes went from one node to another."""
+
+    NONE = "none"
+    REFLINK = "reflink"
+    COPY_FILE_RANGE = "copy_file_range"
+    SENDFILE = "sendfile"
+    MEMORY = "memory"
+
+
+class KernelCopier:
+    """Copies ranges from one descriptor to another without passing memory.
+
+    Concurrency: `copy` may run on several threads at a time; what the pair
+    cannot do is remembered by plain flags that only ever turn off.
+    """
+
+    def __init__(self, source: int, target: int, *, piece_max: int) -> None:
+        self._source = source
+        self._target = target
+        self._piece_max = piece_max
+        self._block = self._common_block()
+        self._can_reflink = self._block is not None
+        self._can_copy = hasattr(os, "copy_file_range")
+        self._can_send = hasattr(os, "sendfile")
+
+    @property
+    def usable(self) -> bool:
+        """Whether any means is left."""
+        return self._can_reflink or self._can_copy or self._can_send
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> tuple[Means, int]:
+        """Copy up to `length` bytes; return the means and how many went.
+
+        (NONE, 0) says: this range has to pass memory. The source ends where it
+        ends: a shorter count at its end is not an error here.
+
+        Raises:
+            NoSpace: The target's file system is full.
+            StorageError: Reading or writing failed.
+        """
+        count = self._reflink(source_offset, target_offset, length) if self._can_reflink else 0
+        if count:
+            return Means.REFLINK, count
+        length = min(length, self._piece_max)
+        if self._can_copy:
+            copied = self._copy_file_range(source_offset, target_offset, length)
+            if copied:
+                return Means.COPY_FILE_RANGE, copied
+        if self._can_send:
+            sent = self._sendfile(source_offset, target_offset, length)
+            if sent:
+                return Means.SENDFILE, sent
+        return Means.NONE, 0
+
+    def _common_block(self) -> int | None:
+        source, target = os.fstat(self._source), os.fstat(self._target)
+        if source.st_dev != target.st_dev:
+            return None
+        return os.fstatvfs(self._target).f_bsize
+
+    def _reflink(self, source_offset: int, target_offset: int, length: int) -> int:
+        assert self._block is not None
+        length = min(align_down(length, self._block), _REFLINK_MAX)
+        if not length or source_offset % self._block or target_offset % self._block:
+            return 0
+        import fcntl
+
+        order = struct.pack("=qQQQ", self._source, source_offset, length, target_offset)
+        try:
+            fcntl.ioctl(self._target, _FICLONERANGE, order)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return 0
+            self._can_reflink = False
+            _raise_unless_impossible(error, "reflink", target_offset, length)
+            return 0
+        return length
+
+    def _copy_file_range(self, source_offset: int, target_offset: int, length: int) -> int:
+        try:
+            return os.copy_file_range(self._source, self._target, length, source_offset, target_offset)
+        except OSError as error:
+            self._can_copy = False
+            _raise_unless_impossible(error, "copy_file_range", target_offset, length)
+            return 0
+
+    def _sendfile(self, source_offset: int, target_offset: int, length: int) -> int:
+        try:
+            target = os.open(f"/proc/self/fd/{self._target}", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            self._can_send = False
+            return 0
+        try:
+            os.lseek(target, target_offset, os.SEEK_SET)
+            return os.sendfile(target, self._source, source_offset, length)
+        except OSError as error:
+            self._can_send = False
+            _raise_unless_impossible(error, "sendfile", target_offset, length)
+            return 0
+        finally:
+            os.close(target)
+
+
+def _raise_unless_impossible(error: OSError, operation: str, offset: int, length: int) -> None:
+    number = error.errno or errno.EIO
+    if number in _NOT_POSSIBLE:
+        return
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        raise NoSpace("No space left on device", operation=operation, offset=offset, length=length) from error
+    raise StorageError(number, operation=operation, offset=offset, length=length) from error

@@ -1,0 +1,204 @@
+"""The shell that every format shares: it turns a map into a node.
+
+Owns: reading through a map (lookup, load what is missing, ask again), the walk
+through `file` and `backing` down to the leaves, and the inline path. It knows
+no format: subclasses answer `lookup` and `load`, and say how they are written.
+
+Ordering rule: an extent is good until the next await unless its metadata is
+pinned and its range is held; payload is only moved between the two.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from vblk.errors import CorruptImage, GraphError, Reason, Unsupported
+from vblk.extent import Extent, Kind, Missing
+from vblk.graph.edge import Role
+from vblk.graph.node import Buffer, Node, Span, coalesce
+from vblk.graph.plane import read_spans
+from vblk.units import KIB
+
+INLINE_MAX = 256 * KIB
+"""The longest read, in bytes, that is tried on the loop's own thread."""
+
+LOOKUP_ROUNDS_MAX = 8
+"""How often a lookup may ask for more metadata: the depth of a format's tables, and some."""
+
+
+class Mapper(Node):
+    """A format: it says where guest bytes are and moves none itself."""
+
+    lookup_step = 1 << 62
+    """The most guest bytes that one lookup covers, so that tables load in pieces."""
+
+    def __init__(self, name: str, filename: str, *, read_only: bool, file: Node) -> None:
+        super().__init__(name, filename, read_only=read_only)
+        self._file = file
+        self.backing: Node | None = None
+        self.backing_left_closed = False
+
+    @abstractmethod
+    def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
+        """Translate a guest range into extents without I/O.
+
+        Returns: gapless extents whose lengths sum to `length`, or what to load.
+
+        Raises:
+            CorruptImage: The tables of this range contradict the specification.
+        """
+
+    @abstractmethod
+    def locate(self, offset: int, length: int) -> int | None:
+        """Return the file offset of a range that lies in one piece and is known at once.
+
+        The short cut of the inline path: None means "use `lookup`", no more.
+        """
+
+    @abstractmethod
+    async def load(self, missing: Missing, pins: ExitStack) -> None:
+        """Bring metadata into memory, so that the next lookup gets further.
+
+        What is loaded is pinned on `pins`, so that it is still there when the
+        lookup asks again.
+        """
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Read without waiting when tables and data are in memory."""
+        if length > INLINE_MAX:
+            return None
+        file_offset = self.locate(offset, length)
+        if file_offset is not None:
+            return self._file.try_read(file_offset, length)
+        extents = self.lookup(offset, length)
+        if isinstance(extents, Missing):
+            return None
+        parts: list[bytes] = []
+        for extent in extents:
+            part = self._try_part(extent)
+            if part is None:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+    def _try_part(self, extent: Extent) -> bytes | None:
+        if extent.kind is Kind.ZERO:
+            return bytes(extent.length)
+        if extent.kind is Kind.DATA:
+            assert extent.file_offset is not None
+            return self._file.try_read(extent.file_offset, extent.length)
+        if extent.kind is Kind.ENCODED:
+            return None
+        if self.backing is None:
+            return None if self.backing_left_closed else bytes(extent.length)
+        inside = max(0, min(extent.length, self.backing.size - extent.guest_offset))
+        if not inside:
+            return bytes(extent.length)
+        part = self.backing.try_read(extent.guest_offset, inside)
+        return part if part is None else part + bytes(extent.length - inside)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read through the whole chain."""
+        data = bytearray(length)
+        await self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, pieces that lie apart side by side."""
+        spans = await self.resolve(offset, len(buffer))
+        if self.backing_left_closed and not all(span.present for span in spans):
+            raise GraphError(
+                "this range is in the parent image, which was not opened",
+                filename=self.filename,
+                offset=offset,
+            )
+        await read_spans(spans, offset, buffer)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write payload to the places that the format allocates for it."""
+        self.require_writable()
+        view = memoryview(data)
+        async with self.place(offset, len(view)) as places:
+            for span in places:
+                assert span.leaf is not None
+                start = span.guest_offset - offset
+                await span.leaf.write(span.leaf_offset, view[start : start + span.length])
+        if fua:
+            await self.flush()
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        """Return this image's own extents of a range, loading tables as needed."""
+        found: list[Extent] = []
+        end = offset + length
+        while offset < end:
+            piece = min(self.lookup_step, end - offset)
+            found.extend(await self._lookup_loaded(offset, piece))
+            offset += piece
+        return found
+
+    async def _lookup_loaded(self, offset: int, length: int) -> Sequence[Extent]:
+        with ExitStack() as pins:
+            for _ in range(LOOKUP_ROUNDS_MAX):
+                answer = self.lookup(offset, length)
+                if not isinstance(answer, Missing):
+                    return answer
+                await self.load(answer, pins)
+        raise CorruptImage(
+            Reason.LIMIT, "the tables of this range never end", filename=self.filename, offset=offset
+        )
+
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Walk the chain below down to leaves."""
+        spans: list[Span] = []
+        for extent in await self.extents(offset, length):
+            await self._resolve_extent(extent, spans)
+        return spans
+
+    async def _resolve_extent(self, extent: Extent, spans: list[Span]) -> None:
+        guest, length = extent.guest_offset, extent.length
+        if extent.kind is Kind.DATA:
+            assert extent.file_offset is not None
+            for below in await self._file.resolve(extent.file_offset, length):
+                below.guest_offset += guest - extent.file_offset
+                spans.append(below)
+        elif extent.kind is Kind.ZERO:
+            spans.append(Span(Kind.ZERO, guest, length))
+        elif extent.kind is Kind.ENCODED:
+            raise Unsupported("this format's encoded data cannot be read", filename=self.filename)
+        elif self.backing is None:
+            spans.append(Span(Kind.ZERO, guest, length, present=False))
+        else:
+            inside = max(0, min(length, self.backing.size - guest))
+            if inside:
+                for below in await self.backing.resolve(guest, inside):
+                    below.depth += 1
+                    spans.append(below)
+            if inside < length:
+                spans.append(Span(Kind.ZERO, guest + inside, length - inside))
+
+    async def allocation(self, offset: int, length: int) -> list[Span]:
+        """As `resolve`, with the holes of the leaves as zeros."""
+        refined: list[Span] = []
+        for span in coalesce(await self.resolve(offset, length)):
+            if span.kind is not Kind.DATA or span.leaf is None:
+                refined.append(span)
+                continue
+            for below in await span.leaf.allocation(span.leaf_offset, span.length):
+                below.guest_offset += span.guest_offset - span.leaf_offset
+                below.depth += span.depth
+                refined.append(below)
+        return refined
+
+    @property
+    def file(self) -> Node:
+        """The child that stores this image."""
+        return self._file
+
+    def attach_backing(self, node: Node | None) -> None:
+        """Set what absent ranges are read from; the graph owns the edge."""
+        assert node is None or Role.BACKING.value in self.children
+        self.backing = node
+
+    async def flush(self) -> None:
+        """Bring payload and metadata to stable storage."""
+        await self._file.flush()

@@ -1,0 +1,127 @@
+"""The data plane: everything that moves payload.
+
+Owns: reading resolved spans into memory, and moving spans to another node by
+the cheapest means there is. It knows no format; it sees leaves, descriptors and
+offsets. Formats never move bytes, this module never edits a mapping.
+
+Ordering rule: a target range is placed first, its bytes are moved next, and the
+placement is published only when all of them arrived (`Node.place`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from vblk.aio.engine import Engine
+from vblk.extent import Kind
+from vblk.graph.kernel_copy import KernelCopier, Means
+from vblk.graph.node import Leaf, Node, Span, coalesce
+from vblk.runtime.fan_out import fan_out
+from vblk.units import MIB
+
+READS_AT_ONCE = 8
+"""How many pieces of one request are read side by side."""
+
+PIECE_MAX = 16 * MIB
+"""The most bytes moved by one call, so that cancellation and progress stay prompt."""
+
+BUFFER_MAX = 2 * MIB
+"""The most bytes of one piece that pass through memory when the kernel cannot copy."""
+
+
+async def read_spans(spans: Sequence[Span], guest_offset: int, buffer: memoryview) -> None:
+    """Fill `buffer`, which begins at `guest_offset`, from resolved spans."""
+    waiting: list[tuple[Node, int, memoryview]] = []
+    for span in coalesce(spans):
+        start = span.guest_offset - guest_offset
+        piece = buffer[start : start + span.length]
+        if span.kind is Kind.ZERO:
+            piece[:] = bytes(span.length)
+            continue
+        assert span.leaf is not None
+        data = span.leaf.try_read(span.leaf_offset, span.length) if span.length <= BUFFER_MAX // 8 else None
+        if data is None:
+            waiting.append((span.leaf, span.leaf_offset, piece))
+        else:
+            piece[:] = data
+    if len(waiting) == 1:
+        leaf, offset, piece = waiting[0]
+        await leaf.read_into(offset, piece)
+    elif waiting:
+        await fan_out((leaf.read_into(offset, piece) for leaf, offset, piece in waiting), READS_AT_ONCE)
+
+
+@dataclass(slots=True)
+class Moved:
+    """How many bytes went by which means."""
+
+    by_means: dict[Means, int] = field(default_factory=dict[Means, int])
+
+    def add(self, means: Means, length: int) -> None:
+        """Count `length` bytes."""
+        self.by_means[means] = self.by_means.get(means, 0) + length
+
+
+class Mover:
+    """Moves spans of one graph to nodes of the same or another graph.
+
+    `moved` tells afterwards which means carried how many bytes. Concurrency:
+    any number of `move` calls may run side by side on ranges that do not
+    overlap in the target.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._copiers: dict[tuple[int, int], KernelCopier] = {}
+        self.moved = Moved()
+
+    async def move(self, source: Span, target: Node, target_offset: int) -> None:
+        """Copy one DATA span to `target_offset`.
+
+        The bytes are in the target's storage on return, and as stable as its
+        cache mode makes writes: flush the target to be sure.
+
+        Raises:
+            StorageError: A side failed.
+            NoSpace: The target is full.
+        """
+        assert source.kind is Kind.DATA
+        assert source.leaf is not None
+        async with target.place(target_offset, source.length) as places:
+            for place in places:
+                assert place.leaf is not None
+                start = source.leaf_offset + place.guest_offset - target_offset
+                await self._move_piece(source.leaf, start, place.leaf, place.leaf_offset, place.length)
+
+    async def _move_piece(
+        self, source: Node, source_offset: int, target: Node, target_offset: int, length: int
+    ) -> None:
+        done = 0
+        copier = self._copier(source, target)
+        if copier is not None and isinstance(target, Leaf):
+            while done < length and copier.usable:
+                start, goal, left = source_offset + done, target_offset + done, length - done
+                means, count = await self._engine.run(partial(copier.copy, start, goal, left))
+                if count:
+                    target.written(goal, count)
+                    self.moved.add(means, count)
+                    done += count
+                elif not copier.usable or means is Means.NONE:
+                    break
+        while done < length:
+            piece = min(BUFFER_MAX, length - done)
+            data = await source.read(source_offset + done, piece)
+            await target.write(target_offset + done, data)
+            self.moved.add(Means.MEMORY, piece)
+            done += piece
+
+    def _copier(self, source: Node, target: Node) -> KernelCopier | None:
+        if not isinstance(source, Leaf) or not isinstance(target, Leaf):
+            return None
+        source_descriptor, target_descriptor = source.descriptor(), target.descriptor()
+        if source_descriptor is None or target_descriptor is None:
+            return None
+        key = (source_descriptor, target_descriptor)
+        if key not in self._copiers:
+            self._copiers[key] = KernelCopier(source_descriptor, target_descriptor, piece_max=PIECE_MAX)
+        return self._copiers[key]

@@ -1,0 +1,148 @@
+"""From typed options to nodes: protocols below, the format above, parents behind.
+
+Owns: which module serves which driver name, and probing. It moves no bytes and
+parses no text. A driver's module has `open_node(site) -> Node`; it is imported
+when the driver is first named, so that a command loads what it uses and no more.
+
+Ordering rule: a child is opened before its parent node exists; whatever was
+opened is closed again when a later step fails.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from importlib import import_module
+
+from vblk.errors import OptionError, Unsupported
+from vblk.formats.probe import PROBE_LENGTH, probe
+from vblk.graph.edge import READING, SHARED_BY_READER, SHARED_BY_WRITER, WRITING, Permission
+from vblk.graph.handle import Handle
+from vblk.graph.node import Node
+from vblk.graph.registry import Graph
+from vblk.graph.site import ChainRules, Request, Site
+from vblk.options import NodeOptions, NodeReference, check_consistent, parse_filename, to_filename
+
+PROTOCOLS = {
+    "file": "vblk.protocols.file",
+    "host_device": "vblk.protocols.file",
+    "memory": "vblk.protocols.memory",
+    "null-co": "vblk.protocols.null",
+    "null-aio": "vblk.protocols.null",
+}
+FORMATS = {"raw": "vblk.drivers.raw", "vhdx": "vblk.drivers.vhdx"}
+FILTERS = {"blkdebug": "vblk.filters.fault", "copy-on-read": "vblk.filters.copy_on_read"}
+KNOWN_ELSEWHERE = frozenset(
+    (
+        "bochs cloop dmg luks parallels qcow qcow2 qed vdi vmdk vpc vvfat "
+        "blklogwrites blkreplay blkverify compress preallocate quorum throttle "
+        "ftp ftps gluster host_cdrom http https iscsi nbd nfs nvme rbd ssh"
+    ).split()
+)
+"""Formats, protocols and filters that others have and this version has not."""
+
+
+async def open_image(
+    graph: Graph,
+    image: NodeOptions | str,
+    *,
+    format: str | None = None,
+    read_only: bool = True,
+    user: str = "vblk",
+    cache: str | None = None,
+    force_share: bool = False,
+    backing: bool = True,
+    rules: ChainRules | None = None,
+    shared: Permission = Permission.ALL,
+) -> Handle:
+    """Open an image and, with `backing`, its chain; return the user's handle.
+
+    Raises:
+        OptionError: The options are wrong or contradict each other.
+        ImageError: The image, or one of its chain, is damaged or refused.
+        StorageError: A file cannot be opened.
+        PermissionConflict: Another process, or node, excludes this use.
+    """
+    if isinstance(image, str):
+        options = parse_filename(image, format=format)
+    elif format is not None and image.driver is None:
+        options = replace(image, driver=format)
+    elif format is not None and image.driver != format:
+        raise OptionError(f"the format '{format}' contradicts the driver '{image.driver}'")
+    else:
+        options = image
+    request = Request(read_only, cache or "writeback", force_share, backing, rules or ChainRules())
+    node = await open_node(graph, options, request)
+    try:
+        return graph.hold(node, user, WRITING if not node.read_only else READING, shared)
+    except BaseException:
+        await graph.discard_unused(node)
+        raise
+
+
+async def open_node(graph: Graph, options: NodeOptions, request: Request) -> Node:
+    """Open a node and everything below it; it has no user yet."""
+    check_consistent(options)
+    if options.driver is None and "filename" in options.own:
+        return await _open_driver(graph, replace(options, driver="file"), request)
+    if options.driver is None:
+        return await _open_probed(graph, options, request)
+    return await _open_driver(graph, options, request)
+
+
+async def _open_probed(graph: Graph, options: NodeOptions, request: Request) -> Node:
+    """Open the protocol, look at its first bytes, and put the format on top."""
+    below = options.children.get("file")
+    if below is None:
+        raise OptionError('A block device must be specified for "file"')
+    if isinstance(below, NodeReference):
+        file = graph.find(below.name)
+    else:
+        file = await open_node(graph, below, _for_child(request, options))
+    try:
+        found = probe(await file.read(0, min(PROBE_LENGTH, file.size)), file.size)
+        children = {**options.children, "file": NodeReference(file.name)}
+        formatted = replace(options, driver=found.format, children=children)
+        return await _open_driver(
+            graph,
+            formatted,
+            request,
+            probed=True,
+            filename=to_filename(replace(options, driver=found.format)),
+        )
+    except BaseException:
+        await graph.discard_unused(file)
+        raise
+
+
+def _for_child(request: Request, options: NodeOptions) -> Request:
+    return request if options.read_only is None else replace(request, read_only=options.read_only)
+
+
+async def _open_driver(
+    graph: Graph, options: NodeOptions, request: Request, *, probed: bool = False, filename: str | None = None
+) -> Node:
+    driver = options.driver
+    assert driver is not None
+    module_name = PROTOCOLS.get(driver) or FORMATS.get(driver) or FILTERS.get(driver)
+    if module_name is None:
+        if driver in KNOWN_ELSEWHERE:
+            raise Unsupported(f"the driver '{driver}' is not supported in this version of vblk")
+        raise OptionError(f"Unknown driver '{driver}'")
+    read_only = _for_child(request, options).read_only
+
+    async def open_child(child: NodeOptions, child_request: Request) -> Node:
+        return await open_node(graph, child, child_request)
+
+    site = Site(
+        graph,
+        options,
+        request,
+        open_child,
+        options.node_name or graph.unique_name(),
+        filename or to_filename(options),
+        read_only,
+        READING if read_only else WRITING,
+        SHARED_BY_READER if read_only else SHARED_BY_WRITER,
+        probed,
+    )
+    opener: Callable[[Site], Awaitable[Node]] = import_module(module_name).open_node
+    return await opener(site)
