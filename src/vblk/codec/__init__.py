@@ -1,0 +1,1 @@
+"""Pure codecs: checksums, identifiers and byte ranges, shared by all formats."""

@@ -1,0 +1,1 @@
+"""Image formats as pure maps: parsers, lookups and plans over bytes in memory."""

@@ -1,0 +1,23 @@
+"""VHDX: parsing, mapping and checking, all in memory.
+
+Source: [MS-VHDX], Microsoft's Open Specification of the Virtual Hard Disk v2 format.
+"""
+
+from vblk.formats.vhdx.finding import Finding, Severity
+from vblk.formats.vhdx.image import DirtyLog, VhdxImage
+from vblk.formats.vhdx.loading import load_image
+from vblk.formats.vhdx.locator import Candidate, Found, ParentLocator, parent_candidates
+from vblk.formats.vhdx.mapping import Pages
+
+__all__ = [
+    "Candidate",
+    "DirtyLog",
+    "Finding",
+    "Found",
+    "Pages",
+    "ParentLocator",
+    "Severity",
+    "VhdxImage",
+    "load_image",
+    "parent_candidates",
+]

@@ -1,0 +1,75 @@
+"""Sector bitmaps: which sectors of a partially present block this file holds.
+
+Owns: turning bits into runs, fast. It must not know where bitmaps are.
+
+    Bit n of a chunk is bit n % 8 of byte n // 8, least significant first.
+    1: the sector is in this file; 0: ask the parent.
+
+Source: [MS-VHDX] "Sector Bitmap Blocks".
+"""
+
+import re
+from collections.abc import Iterator
+
+_UNIFORM_OR_MIXED = re.compile(rb"\x00+|\xff+|[^\x00\xff]", re.DOTALL)
+
+
+def _runs_of_byte(byte: int) -> tuple[tuple[bool, int], ...]:
+    runs: list[tuple[bool, int]] = []
+    for position in range(8):
+        bit = bool(byte >> position & 1)
+        if runs and runs[-1][0] is bit:
+            runs[-1] = (bit, runs[-1][1] + 1)
+        else:
+            runs.append((bit, 1))
+    return tuple(runs)
+
+
+_RUNS = tuple(_runs_of_byte(byte) for byte in range(256))
+"""For every byte its (bit, count) runs, so that only mixed bytes are looked up singly."""
+
+
+def _byte_runs(data: bytes) -> Iterator[tuple[bool, int]]:
+    for match in _UNIFORM_OR_MIXED.finditer(data):
+        start, end = match.span()
+        byte = data[start]
+        if byte == 0:
+            yield False, (end - start) * 8
+        elif byte == 0xFF:
+            yield True, (end - start) * 8
+        else:
+            yield from _RUNS[byte]
+
+
+def bit_runs(data: bytes, first_bit: int, count: int) -> Iterator[tuple[bool, int]]:
+    """Yield (bit, length) for runs of equal bits, lengths summing to `count`.
+
+    Args:
+        data: Bytes of a bitmap.
+        first_bit: The first bit to look at, from the start of `data`.
+        count: How many bits to look at, > 0; all of them lie in `data`.
+
+    Source: [MS-VHDX] "Sector Bitmap Blocks".
+    """
+    first_byte, skip = divmod(first_bit, 8)
+    last_byte = (first_bit + count + 7) // 8
+    left = count
+    held: bool | None = None
+    length = 0
+    for bit, run in _byte_runs(data[first_byte:last_byte]):
+        if skip >= run:
+            skip -= run
+            continue
+        taken = min(run - skip, left)
+        skip = 0
+        if bit is held:
+            length += taken
+        else:
+            if held is not None:
+                yield held, length
+            held, length = bit, taken
+        left -= taken
+        if left == 0:
+            break
+    if held is not None:
+        yield held, length
