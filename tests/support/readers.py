@@ -6,13 +6,13 @@ It must not use the product.
 
 import hashlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import pyvhdi
-from dissect.hypervisor.disk.vhdx import VHDX
+from dissect.hypervisor.disk.vhdx import VHDX  # pyright: ignore[reportMissingTypeStubs]
 
 _STEP = 1 << 20
 
@@ -68,7 +68,7 @@ def seven_zip_sha256(path: Path, scratch: Path) -> str:
 
 
 @contextmanager
-def vhdi(*paths: Path) -> Iterator[Reader]:
+def vhdi(*paths: Path) -> Generator[Reader]:
     """Read through libvhdi: the top first, then its ancestors.
 
     Right below 4 GiB, where no differencing level holds states 1 to 3 and no
@@ -94,7 +94,7 @@ def vhdi(*paths: Path) -> Iterator[Reader]:
 
 
 @contextmanager
-def dissect(path: Path) -> Iterator[Reader]:
+def dissect(path: Path) -> Generator[Reader]:
     """Read through dissect.hypervisor: no differencing, 512-byte sectors, aligned block by block."""
     with path.open("rb") as file:
         disk = cast("Any", VHDX)(file)

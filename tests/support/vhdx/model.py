@@ -60,6 +60,10 @@ class Model:
             position += count
         return bytes(result)
 
+    def pages(self) -> list[int]:
+        """Return the offsets of all 64 KiB pages that were ever written."""
+        return sorted(index * _PAGE for index in self._pages)
+
     def sha256(self) -> str:
         """Return the digest of the whole disk."""
         digest = hashlib.sha256()
