@@ -18,6 +18,13 @@ PIECE_MAX = MIB
 """The most bytes that pass through one bounce buffer."""
 
 
+def whole_blocks(offset: int, length: int, alignment: int) -> tuple[int, int]:
+    """Return the offset and the length of the whole blocks in a range; 0 if it has none."""
+    start = align_up(offset, alignment)
+    end = align_down(offset + length, alignment)
+    return start, max(0, end - start)
+
+
 class AlignedStorage(Protocol):
     """Storage that takes aligned requests only."""
 
@@ -119,12 +126,6 @@ class Aligner:
         """Tell whether a range consists of whole blocks."""
         return (offset | length) & (self.alignment - 1) == 0
 
-    def inner(self, offset: int, length: int) -> tuple[int, int]:
-        """Return the offset and the length of the whole blocks in a range; 0 if it has none."""
-        start = align_up(offset, self.alignment)
-        end = align_down(offset + length, self.alignment)
-        return start, max(0, end - start)
-
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, a view of bytes, from `offset`."""
         length = len(buffer)
@@ -175,7 +176,7 @@ class Aligner:
         `body` gets the offset and the length of the blocks, and is not called
         if there are none.
         """
-        start, whole = self.inner(offset, length)
+        start, whole = whole_blocks(offset, length, self.alignment)
         if not whole:
             await self.write(offset, bytes(length))
             return

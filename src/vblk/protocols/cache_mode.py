@@ -1,0 +1,46 @@
+"""Cache modes: how writes reach the medium, in QEMU's words.
+
+Owns: the three switches behind the five names. It knows no file.
+"""
+
+from dataclasses import dataclass
+
+from vblk.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMode:
+    """How a leaf uses the system's cache.
+
+    `direct`: go around it (O_DIRECT). `write_through`: a write is stable when
+    it returns. `no_flush`: flushes do nothing; a crash of the host may lose
+    everything.
+    """
+
+    direct: bool = False
+    write_through: bool = False
+    no_flush: bool = False
+
+
+WRITEBACK = CacheMode()
+
+CACHE_MODES = {
+    "writeback": WRITEBACK,
+    "none": CacheMode(direct=True),
+    "off": CacheMode(direct=True),
+    "writethrough": CacheMode(write_through=True),
+    "directsync": CacheMode(direct=True, write_through=True),
+    "unsafe": CacheMode(no_flush=True),
+}
+
+
+def parse_cache_mode(text: str) -> CacheMode:
+    """Return the mode of that name.
+
+    Raises:
+        OptionError: There is none.
+    """
+    try:
+        return CACHE_MODES[text]
+    except KeyError:
+        raise OptionError(f"Invalid cache option: {text}") from None
