@@ -15,7 +15,7 @@ class Probe(NamedTuple):
     confidence: int
 
 
-PROBE_SIZE = 2048
+PROBE_LENGTH = 2048
 """How many bytes from the start of a file `probe` wants."""
 
 
@@ -61,12 +61,12 @@ def probe(first_bytes: bytes, file_size: int) -> Probe:
     """Guess the format of a file.
 
     Args:
-        first_bytes: The first `PROBE_SIZE` bytes of the file, fewer if it is shorter.
+        first_bytes: The first `PROBE_LENGTH` bytes of the file, fewer if it is shorter.
         file_size: Its length in bytes.
 
     Returns: the format whose signature is there, else raw with confidence 1.
     """
-    data = first_bytes[: min(PROBE_SIZE, file_size)]
+    data = first_bytes[: min(PROBE_LENGTH, file_size)]
     for name, matches in _SIGNATURES:
         if matches(data):
             return Probe(name, 100)

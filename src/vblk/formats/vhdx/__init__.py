@@ -3,6 +3,7 @@
 Source: [MS-VHDX], Microsoft's Open Specification of the Virtual Hard Disk v2 format.
 """
 
+from vblk.formats.vhdx.check import CheckReport, check_image, scan_image
 from vblk.formats.vhdx.finding import Finding, Severity
 from vblk.formats.vhdx.image import DirtyLog, VhdxImage
 from vblk.formats.vhdx.loading import load_image
@@ -11,6 +12,7 @@ from vblk.formats.vhdx.mapping import Pages
 
 __all__ = [
     "Candidate",
+    "CheckReport",
     "DirtyLog",
     "Finding",
     "Found",
@@ -18,6 +20,8 @@ __all__ = [
     "ParentLocator",
     "Severity",
     "VhdxImage",
+    "check_image",
     "load_image",
     "parent_candidates",
+    "scan_image",
 ]

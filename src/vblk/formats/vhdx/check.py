@@ -106,27 +106,38 @@ async def check_image(image: VhdxImage, read: Read) -> CheckReport:
     Concurrency: may suspend. Memory: one byte for every MiB of the file that
         blocks own, and a bounded number of messages.
     """
-    return await scan(image, read)
+    return await _walk(image, read)
 
 
-async def scan_briefly(image: VhdxImage, read: Read) -> CheckReport:
-    """Scan as far as is quick; `complete` says whether that was all."""
-    return await scan(image, read, entries_max=BRIEF_ENTRIES_MAX, bytes_max=BRIEF_BYTES_MAX)
-
-
-async def scan(
-    image: VhdxImage, read: Read, *, entries_max: int | None = None, bytes_max: int | None = None
+async def scan_image(
+    image: VhdxImage,
+    read: Read,
+    *,
+    entries_max: int = BRIEF_ENTRIES_MAX,
+    bytes_max: int = BRIEF_BYTES_MAX,
 ) -> CheckReport:
-    """Walk the BAT, up to a limit.
+    """Scan as far as is quick, and let `image` tell what was found.
 
     Args:
-        image: As loaded.
+        image: As loaded; its findings and read-only reasons are replaced by the
+            report's, which begin with them.
         read: Reads (file offset, length) and returns short only at the file's end.
         entries_max: Stop after this many entries that had to be looked at singly.
         bytes_max: Stop after this many bytes of BAT.
 
+    Returns: the report; `complete` says whether the scan came to the end.
+
     Concurrency: may suspend.
     """
+    report = await _walk(image, read, entries_max=entries_max, bytes_max=bytes_max)
+    image.tell(report.findings, report.read_only_reasons)
+    return report
+
+
+async def _walk(
+    image: VhdxImage, read: Read, *, entries_max: int | None = None, bytes_max: int | None = None
+) -> CheckReport:
+    """Walk the BAT, up to a limit."""
     walk = _Scan(image, entries_max)
     region = image.regions.bat
     limit = region.length if bytes_max is None else min(region.length, bytes_max)
@@ -156,8 +167,8 @@ class _Scan:
         self.exhausted = False
         self.report = CheckReport([])
         self.report.total_blocks = self._geometry.payload_blocks
-        self.report.read_only_reasons += image.read_only_reasons
-        for finding in image.findings:
+        self.report.read_only_reasons += image.loading_read_only_reasons
+        for finding in image.loading_findings:
             self.report.record(finding)
 
     def window(self, index: int, data: bytes) -> None:

@@ -46,7 +46,8 @@ class DirtyLog:
 class VhdxImage:
     """The facts of one image, and its map.
 
-    `findings` are what is odd about it, `read_only_reasons` why it must not be
+    `findings` are what is odd about it, as far as was looked (loading looks at
+    everything but the BAT), `read_only_reasons` why it must not be
     written (empty: it may). `unknown_items` and `regions.unknown` are to be
     kept as they are by whoever rewrites the file. All sizes are bytes.
     """
@@ -62,6 +63,8 @@ class VhdxImage:
         "geometry",
         "header",
         "items",
+        "loading_findings",
+        "loading_read_only_reasons",
         "locate",
         "locator",
         "lookup",
@@ -101,6 +104,8 @@ class VhdxImage:
         self.facts = facts
         self.locator = locator
         self.dirty_log = dirty_log
+        self.loading_findings = tuple(findings)
+        self.loading_read_only_reasons = tuple(read_only_reasons)
         self.findings = findings
         self.read_only_reasons = read_only_reasons
         self._overlay = overlay
@@ -191,6 +196,11 @@ class VhdxImage:
     def target_length(self) -> int:
         """Length of the file in bytes, as the log leaves it."""
         return self.placement.file_size
+
+    def tell(self, findings: list[Finding], read_only_reasons: list[str]) -> None:
+        """Take over what a scan of the BAT found, beside what loading did."""
+        self.findings = list(findings)
+        self.read_only_reasons = list(read_only_reasons)
 
     def describe(self) -> dict[str, Any]:
         """Return what `info` shows of this format, ready for JSON."""
