@@ -5,7 +5,7 @@ not open files or know which drivers exist. Imports nothing heavy: msgspec comes
 with the first `bind`.
 """
 
-from vblk.options.binding import bind, bind_create
+from vblk.options.binding import bind, bind_create, check_children
 from vblk.options.jsonname import to_filename, to_json_filename
 from vblk.options.keyval import CreateOptions, parse_create_options
 from vblk.options.model import (
@@ -33,6 +33,7 @@ __all__ = [
     "SizeTooLarge",
     "bind",
     "bind_create",
+    "check_children",
     "check_consistent",
     "check_node_name",
     "format_size",

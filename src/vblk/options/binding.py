@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from vblk.errors import OptionError
-from vblk.options.model import PROTOCOLS, Scalar
+from vblk.options.model import PROTOCOLS, NodeOptions, NodeReference, Scalar
 from vblk.options.sizes import SIZE_LIMIT, Size, SizeTooLarge, parse_bool, parse_number, parse_size
 
 if TYPE_CHECKING:
@@ -43,13 +43,33 @@ def bind(own: Mapping[str, Scalar], struct: type[StructT], driver: str, *, stric
         OptionError: An option is unknown to the driver, has a value of the
             wrong type or outside its range, or is missing.
     """
+    return _Binder(strict, lambda name: _unsupported(driver, name)).struct(_unflatten(own), struct, "")
 
-    def unknown(name: str) -> str:
-        if driver in PROTOCOLS:
-            return f"Block protocol '{driver}' doesn't support the option '{name}'"
-        return f"Block format '{driver}' does not support the option '{name}'"
 
-    return _Binder(strict, unknown).struct(_unflatten(own), struct, "")
+def check_children(options: NodeOptions, driver: str, *names: str) -> None:
+    """Refuse a child that the driver does not have; `names` are those it has.
+
+    An explicitly absent child, as in `backing: null`, is always right.
+
+    Raises:
+        OptionError: There is another child.
+    """
+    for name, child in options.children.items():
+        if child is not None and name not in names:
+            raise OptionError(_unsupported(driver, _first_option(name, child)))
+
+
+def _first_option(name: str, child: NodeOptions | NodeReference) -> str:
+    """Return the dotted name of an option by which a child was given."""
+    if isinstance(child, NodeReference):
+        return name
+    return f"{name}.{'driver' if child.driver is not None or not child.own else next(iter(child.own))}"
+
+
+def _unsupported(driver: str, name: str) -> str:
+    if driver in PROTOCOLS:
+        return f"Block protocol '{driver}' doesn't support the option '{name}'"
+    return f"Block format '{driver}' does not support the option '{name}'"
 
 
 def bind_create(values: Mapping[str, str], struct: type[StructT]) -> StructT:
@@ -66,10 +86,10 @@ def _unflatten(own: Mapping[str, Scalar]) -> _Tree:
     for name, value in own.items():
         *path, last = name.split(".")
         branch = tree
-        for part in path:
+        for depth, part in enumerate(path, 1):
             below = branch.setdefault(part, {})
             if not isinstance(below, dict):
-                raise OptionError(f"Option '{name}' contradicts the value of a part of its name")
+                raise OptionError(f"Option '{name}' contradicts the value of '{'.'.join(path[:depth])}'")
             branch = below
         if last in branch:
             raise OptionError(f"Option '{name}' contradicts the options inside it")
@@ -149,7 +169,7 @@ class _Binder:
         items: list[Any] = []
         for index in range(len(value)):
             if str(index) not in value:
-                raise OptionError(f"Parameter '{name}.{index}' missing")
+                raise OptionError(f"Parameter '{name}.{index}' is missing")
             items.append(self._value(value[str(index)], kind, f"{name}.{index}"))
         return items
 

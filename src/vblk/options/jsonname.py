@@ -23,8 +23,8 @@ set-state.1.new_state driver path server.3.path server.2.path server.1.path serv
 logfile log-append host-key-check.mode server.3.type server.2.type server.1.type server.0.type
 set-state.1.state config take-child-perms.3 take-child-perms.2 take-child-perms.1 take-child-perms.0
 inject-error.3.iotype inject-error.2.iotype inject-error.1.iotype inject-error.0.iotype filename
-rewrite-corrupted username size set-state.0.new_state inject-error.3.errno inject-error.3.event
-inject-error.2.errno inject-error.2.event inject-error.1.errno inject-error.1.event inject-error.0.errno
+rewrite-corrupted username size set-state.0.new_state inject-error.3.errno inject-error.2.errno
+inject-error.1.errno inject-error.0.errno inject-error.3.event inject-error.2.event inject-error.1.event
 inject-error.0.event export floppy server.type server.3.port server.2.port server.1.port server.0.port
 set-state.3.event opt-discard x-dirty-bitmap label set-state.0.state volume server.ipv4 cookie
 vote-threshold tls-creds inject-error.3.sector inject-error.2.sector inject-error.1.sector
@@ -77,16 +77,21 @@ def _plain(options: NodeOptions) -> str | None:
         return None if own else f"{options.driver}://"
     if own.keys() == {"uri"} and not options.children:
         return str(own["uri"])
-    if options.driver == "blkdebug":
-        image = options.children.get("image")
-        below = _plain(image) if isinstance(image, NodeOptions) and len(options.children) == 1 else None
-        return (
-            None if below is None or own.keys() - {"config"} else f"blkdebug:{own.get('config', '')}:{below}"
-        )
-    file = options.children.get("file")
-    if own or len(options.children) != 1 or not isinstance(file, NodeOptions):
+    below = {name: _plain_child(child) for name, child in options.children.items() if child is not None}
+    if None in below.values():
         return None
-    return _plain(file) if file.driver is None or file.driver in PROTOCOLS else None
+    if options.driver == "blkdebug" and below.keys() == {"image"} and own.keys() <= {"config"}:
+        return f"blkdebug:{own.get('config', '')}:{below['image']}"
+    if options.driver == "blkverify" and below.keys() == {"raw", "test"} and not own:
+        return f"blkverify:{below['raw']}:{below['test']}"
+    file = options.children.get("file")
+    if own or below.keys() != {"file"} or not isinstance(file, NodeOptions):
+        return None
+    return below["file"] if file.driver is None or file.driver in PROTOCOLS else None
+
+
+def _plain_child(child: NodeOptions | NodeReference) -> str | None:
+    return _plain(child) if isinstance(child, NodeOptions) else None
 
 
 def _printed(options: NodeOptions, *, root: bool = False) -> dict[str, _Printed]:

@@ -30,7 +30,7 @@ _TOKEN: Final = re.compile(
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _STRAY: Final = re.compile(
     r"-?0[0-9]|-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?.?|-.?"
-    r"""|"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*[\x00-\x1f]?|'(?:[^'\\\x00-\x1f]|\\[^\x00-\x1f])*[\x00-\x1f]?|.""",
+    r"""|"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*\\?[\x00-\x1f]?|'(?:[^'\\\x00-\x1f]|\\[^\x00-\x1f])*\\?[\x00-\x1f]?|.""",
     re.DOTALL,
 )
 _ESCAPE: Final = re.compile(r"\\(?:u(?P<unit>.{0,4})|(?P<letter>.))", re.DOTALL)

@@ -22,6 +22,9 @@ from vblk.options.sizes import parse_bool
 DEPTH_MAX: Final = 64
 """The deepest nesting of options that is read."""
 
+NAME_MAX: Final = 1024
+"""The longest dotted name of an option, in characters."""
+
 Scalar = None | bool | int | float | str
 """The value of one option. `None` is a JSON null: as if the option were not given."""
 
@@ -111,6 +114,7 @@ def put_option(flat: "dict[str, Scalar | Empty]", name: str, value: "Scalar | Em
     Raises:
         OptionError: The name is malformed or has another value already.
     """
+    _check_name(name)
     if not all(name.split(".")):
         raise OptionError(f"Invalid parameter '{name}'")
     if name in flat and (flat[name] != value or type(flat[name]) is not type(value)):
@@ -120,7 +124,16 @@ def put_option(flat: "dict[str, Scalar | Empty]", name: str, value: "Scalar | Em
     flat[name] = value
 
 
+def _check_name(name: str) -> None:
+    """Refuse a name that would make the work on it more than its text is worth."""
+    if len(name) > NAME_MAX:
+        raise OptionError(f"The name of an option is longer than {NAME_MAX} characters: '{name[:32]}...'")
+    if name.count(".") > DEPTH_MAX:
+        raise OptionError(f"Options are nested deeper than {DEPTH_MAX}")
+
+
 def _flatten(value: object, name: str, depth: int) -> "Iterator[tuple[str, Scalar | Empty]]":
+    _check_name(name)
     if value is None or isinstance(value, bool | int | float | str):
         yield name, value
         return
@@ -166,11 +179,17 @@ def from_flat(flat: "Mapping[str, Scalar | Empty]", depth: int = 0) -> NodeOptio
             options.children[child] = _reference(child, value)
     for child, members in nested.items():
         if child in options.children:
-            raise OptionError(
-                "Cannot reference an existing block device with additional options or a new filename"
-            )
+            raise reference_conflict(child, f"{child}.{next(iter(members), 'driver')}")
         options.children[child] = from_flat(members, depth + 1)
     return options
+
+
+def reference_conflict(reference: str, option: str) -> OptionError:
+    """Word the error of a child that is both referred to and described."""
+    return OptionError(
+        "Cannot reference an existing block device with additional options or a new filename:"
+        f" '{reference}' and '{option}'"
+    )
 
 
 def _split_child(driver: str | None, name: str) -> tuple[str | None, str]:
@@ -211,7 +230,7 @@ def _take_common(options: NodeOptions, flat: "Mapping[str, Scalar | Empty]") -> 
             raise OptionError("Invalid discard option")
         options.discard = _DISCARD[options.discard]
     if options.detect_zeroes is not None and options.detect_zeroes not in _DETECT_ZEROES:
-        raise OptionError(f"invalid parameter value: {options.detect_zeroes}")
+        raise OptionError(f"Parameter 'detect-zeroes' does not accept value '{options.detect_zeroes}'")
     for name, attribute in _SWITCHES.items():
         value = rest.pop(name, None)
         if value is not None:
@@ -288,9 +307,7 @@ def merge(first: NodeOptions, second: NodeOptions, where: str = "") -> NodeOptio
         if isinstance(ours, NodeOptions) and isinstance(child, NodeOptions):
             result.children[name] = merge(ours, child, f"{where}{name}.")
         elif name in result.children and ours != child:
-            raise OptionError(
-                "Cannot reference an existing block device with additional options or a new filename"
-            )
+            raise reference_conflict(where + name, f"{where}{name}.*")
         else:
             result.children[name] = child
     return result

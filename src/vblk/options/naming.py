@@ -26,6 +26,7 @@ from vblk.options.model import (
     from_mapping,
     merge,
     put_option,
+    reference_conflict,
 )
 
 _JSON: Final = "json:"
@@ -161,9 +162,7 @@ def _place_leaf(options: NodeOptions, driver: str | None, own: dict[str, Scalar]
 def _place_child(options: NodeOptions, name: str, text: str, depth: int) -> NodeOptions:
     child = options.children.get(name, NodeOptions())
     if isinstance(child, NodeReference):
-        raise OptionError(
-            "Cannot reference an existing block device with additional options or a new filename"
-        )
+        raise reference_conflict(name, f"{name}.filename")
     placed = _place(child or NodeOptions(), text, depth + 1)
     return replace(options, children={**options.children, name: placed})
 

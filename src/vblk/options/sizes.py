@@ -4,6 +4,7 @@ Owns: sizes with suffixes, switches, and the short text of a size. Must not
 know what a size is of. Every function runs to completion and is pure.
 """
 
+import math
 import re
 from typing import Final, NewType
 
@@ -28,7 +29,7 @@ def parse_size(text: str, default_unit: int = 1) -> int:
 
     A suffix is one of b, k, M, G, T, P, E in either case, in powers of 1024;
     without one the number counts `default_unit` bytes. A fraction needs a unit
-    greater than a byte, and is cut to whole bytes.
+    greater than a byte, and is rounded to whole bytes.
 
     Returns: Bytes, from 0 to 2^64 - 1.
 
@@ -44,7 +45,7 @@ def parse_size(text: str, default_unit: int = 1) -> int:
         fraction: str = found[2] or ""
         if fraction.strip("0") and unit == 1:
             raise OptionError(f"'{text}' is not a whole number of bytes")
-        value = int(found[1]) * unit + int(fraction or "0") * unit // 10 ** len(fraction)
+        value = int(found[1]) * unit + math.floor(float(f"0.{fraction}") * unit + 0.5)
     else:
         raise OptionError(f"'{text}' is not a size")
     if value >= SIZE_LIMIT:
