@@ -5,7 +5,6 @@ import pytest
 from vblk.errors import OptionError
 from vblk.options.jsontext import DEPTH_MAX, TEXT_MAX, Json, parse_json_text
 
-
 VALUES: list[tuple[str, Json]] = [
     ('{"a": 1}', {"a": 1}),
     (" {'a': \"b\"}\r\n", {"a": "b"}),
