@@ -3,3 +3,5 @@
 Owns: one module a kind of storage. A leaf knows its storage and the engine; it
 must not know formats, nor who stands above it.
 """
+
+__all__: list[str] = []

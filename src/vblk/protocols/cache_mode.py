@@ -3,9 +3,10 @@
 Owns: the three switches behind the five names. It knows no file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vblk.errors import OptionError
+from vblk.options import NodeOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,17 @@ def parse_cache_mode(text: str) -> CacheMode:
         return CACHE_MODES[text]
     except KeyError:
         raise OptionError(f"Invalid cache option: {text}") from None
+
+
+def cache_mode_of(text: str, options: NodeOptions) -> CacheMode:
+    """Return the mode named `text`, with the switches that a node sets for itself.
+
+    Raises:
+        OptionError: There is no such mode.
+    """
+    mode = parse_cache_mode(text)
+    if options.cache_direct is not None:
+        mode = replace(mode, direct=options.cache_direct)
+    if options.cache_no_flush is not None:
+        mode = replace(mode, no_flush=options.cache_no_flush)
+    return mode

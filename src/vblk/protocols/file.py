@@ -1,410 +1,406 @@
-"""Local files as leaves: reading, writing and stable storage on one descriptor.
+"""Finding, opening and creating local files and host devices.
 
-Owns: `FileNode`, the path of every request to the engine, and the change between
-reading only and writing. How files are found and opened stands in `file_open`,
-what the storage can do with its space in `file_space`, the locks against other
-programs in `image_lock`. It knows no format.
-
-Ordering rule: a flush covers every write that had returned when it was asked
-for. With O_DIRECT no write may change the block that another one is padding;
-the aligner sees to that.
+Owns: which kind of file fits which driver, the words of every refusal, what
+direct I/O demands here, and the order in which an image is opened: look, open,
+lock, measure. What fails half-way leaves nothing open and nothing locked.
 """
 
 import errno
+import mmap
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, ClassVar, TypeVar
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal
 
-from vblk.aio.buffers import AlignedBuffers
 from vblk.aio.engine import Engine, storage_error
-from vblk.aio.inline import InlineReader
-from vblk.errors import BlockError, StorageError, Unsupported
-from vblk.extent import Kind
-from vblk.graph.alignment import Aligner, whole_blocks
-from vblk.graph.edge import WRITING, Permission
-from vblk.graph.node import Buffer, Leaf, Preallocation, Span
-from vblk.protocols.cache_mode import CacheMode
-from vblk.protocols.file_space import Space
+from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write
+from vblk.errors import BlockError, NoSpace, OptionError, StorageError
+from vblk.graph.edge import READING, SHARED_BY_READER, WRITING, Permission
+from vblk.graph.node import Preallocation
+from vblk.graph.site import Site
+from vblk.options import Size, bind, check_children
+from vblk.protocols.cache_mode import WRITEBACK, CacheMode, cache_mode_of
+from vblk.protocols.file_node import FileNode, open_flags
+from vblk.protocols.file_space import DeviceSpace, FileSpace, Space
+from vblk.protocols.host_device import HostDeviceNode
 from vblk.protocols.image_lock import ImageLock
-from vblk.runtime.flush_sequencer import FlushSequencer
-from vblk.units import MIB, align_up
+from vblk.units import KIB, MIB
 
-T = TypeVar("T")
+_ALIGNMENT_UNKNOWN: Final = 4 * KIB
+_ALIGNMENT_MAX: Final = 64 * KIB
+_EXTENT_SIZE_HINT: Final = Size(MIB)
+_NOT_WRITABLE = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 
-_SECTOR = 512
-_ZEROS = bytes(MIB)
-_CHANGING = Permission.WRITE | Permission.WRITE_UNCHANGED | Permission.RESIZE
-
-_PREALLOCATING = {
-    Preallocation.FALLOC: "Could not preallocate new data",
-    Preallocation.FULL: "Could not write zeros for preallocation",
-}
+CREATED_SHARES = Permission.ALL & ~Permission.RESIZE
 
 
-class FileNode(Leaf):
-    """A regular file.
+@dataclass(slots=True)
+class Options:
+    """The options of `file` and `host_device`.
 
-    Its size is the file's at opening, and follows what is done through this
-    node; growth by others is seen at the next `reopen`. Reads may reach to the
-    end of the last 512-byte sector and find zeros there.
-
-    Concurrency: belongs to one event loop's thread, with any number of requests
-    in flight; overlapping writes in flight leave either's bytes.
+    `locking`: whether to lock the image against other programs; `auto` goes
+    without where the file system has no locks. `aio`: the engine; this version
+    has `threads`.
     """
 
-    driver: ClassVar[str] = "file"
+    filename: str
+    locking: Literal["auto", "on", "off"] = "auto"
+    aio: Literal["threads"] = "threads"
 
-    def __init__(
-        self,
-        name: str,
-        filename: str,
-        *,
-        read_only: bool,
-        engine: Engine,
-        fd: int,
-        space: Space,
-        lock: ImageLock | None,
-        permissions: Permission,
-        shared: Permission,
-        cache: CacheMode,
-        size: int,
-        alignment: int = 1,
-    ) -> None:
-        """Take over `fd` and `lock`; use `open_file` rather than this.
 
-        `size` is in bytes; `alignment` is what direct I/O demands, 1 without.
-        """
-        super().__init__(name, filename, read_only=read_only)
-        self.cache = cache
-        self.alignment = alignment
-        self.engine = engine
-        self.space = space
-        self._fd = fd
-        self._lock = lock
-        self._permissions = permissions
-        self._shared = shared
-        self._size = size
-        self._dirty = False
-        self._inline = InlineReader(fd)
-        self._inline.supported = self._inline.supported and not cache.direct
-        self._flusher = FlushSequencer(self._flush_once, filename=filename)
-        self._aligner = Aligner(_Direct(self), alignment, buffers=AlignedBuffers()) if cache.direct else None
+@dataclass(slots=True)
+class CreateOptions:
+    """The options of a new file.
 
-    @property
-    def size(self) -> int:
-        """The file's length in bytes."""
-        return self._size
+    `size` in bytes; `extent_size_hint` in bytes, 0 for none (XFS only);
+    `nocow`: overwrite blocks in place (btrfs only).
+    """
 
-    def descriptor(self) -> int | None:
-        """Return the descriptor, the same as long as the node lives; None with O_DIRECT."""
-        return None if self._aligner is not None else self._fd
+    size: Size
+    preallocation: Literal["off", "falloc", "full"] = "off"
+    nocow: bool = False
+    extent_size_hint: Size = _EXTENT_SIZE_HINT
 
-    def try_read(self, offset: int, length: int) -> bytes | None:
-        """Read from the page cache, or return None."""
-        return self._inline.try_read(offset, length)
 
-    async def read(self, offset: int, length: int) -> bytes:
-        """Read bytes; see `Node.read`."""
-        self._flusher.check_healthy()
-        if self._aligner is not None:
-            buffer = bytearray(length)
-            await self.named(self._aligner.read_into(offset, memoryview(buffer)))
-            return bytes(buffer)
-        data = await self.named(self.engine.read(self._fd, offset, length))
-        if len(data) < length:
-            self._check_end(offset, length, len(data))
-            data += bytes(length - len(data))
-        return data
+def driver_for(filename: str) -> Literal["file", "host_device"]:
+    """Return the driver that fits what `filename` names now; `file` if nothing. Blocks briefly."""
+    try:
+        mode = os.stat(filename).st_mode
+    except (OSError, ValueError):
+        return "file"
+    return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
 
-    async def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer; see `Node.read_into`."""
-        self._flusher.check_healthy()
-        if self._aligner is not None:
-            await self.named(self._aligner.read_into(offset, buffer))
-            return
-        count = await self.named(self.engine.read_into(self._fd, offset, buffer))
-        if count < len(buffer):
-            self._check_end(offset, len(buffer), count)
-            buffer[count:] = bytes(len(buffer) - count)
 
-    def _check_end(self, offset: int, length: int, count: int) -> None:
-        """Let zeros stand for what is missing only in the rest of the last sector."""
-        end = offset + count
-        if end < self._size or offset + length > align_up(self._size, max(_SECTOR, self.alignment)):
-            raise StorageError(
-                errno.EIO,
-                f"the file ends at {end} and was {self._size} bytes long",
-                filename=self.filename,
-                operation="read",
-                offset=offset,
-                length=length,
-            )
+async def open_file(
+    engine: Engine,
+    options: Options,
+    *,
+    name: str,
+    read_only: bool,
+    auto_read_only: bool = False,
+    permissions: Permission | None = None,
+    shared: Permission = SHARED_BY_READER,
+    force_share: bool = False,
+    cache: CacheMode = WRITEBACK,
+    discard: bool = True,
+) -> FileNode:
+    """Open a regular file.
 
-    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Write bytes, growing the file where they pass its end; see `Node.write`."""
-        length = memoryview(data).nbytes
-        self._begin_write()
-        if self._aligner is not None:
-            await self.named(self._aligner.write(offset, data))
-        else:
-            await self.named(self.engine.write(self._fd, offset, data))
-        self.written(offset, length)
-        if fua and not self.cache.write_through:  # O_DSYNC has done it already
-            await self.flush()
+    Args:
+        engine: Carries out every blocking call, of the opening and later.
+        options: Which file, and how to lock it.
+        name: The node's name.
+        read_only: Do not open for writing.
+        auto_read_only: Open for reading only where writing is forbidden.
+        permissions: What the user does with the image, for the lock; by default
+            reading, and writing unless `read_only`.
+        shared: What it lets others do meanwhile.
+        force_share: Take no offence at other users, whatever they do; for
+            reading only.
+        cache: How writes reach the medium.
+        discard: Give space back when asked to; without, it is kept.
 
-    def written(self, offset: int, length: int) -> None:
-        """Note bytes that arrived at the descriptor."""
-        self._dirty = True
-        self._size = max(self._size, offset + length)
+    Raises:
+        StorageError: It cannot be opened, or is no regular file.
+        ImageLocked: Another program excludes this use of it.
+        OptionError: `force_share` with writing.
+    """
+    return await _open(
+        _FILE,
+        engine,
+        options,
+        name,
+        _Access(read_only, auto_read_only, permissions, shared, force_share),
+        cache,
+        discard,
+    )
 
-    def _begin_write(self) -> None:
-        self.require_writable()
-        self._flusher.check_healthy()
-        self._dirty = True
 
-    async def write_zeroes(
-        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
-    ) -> None:
-        """Make a range zeros, in the file system's or device's way where it has one."""
-        self._begin_write()
+async def open_host_device(
+    engine: Engine,
+    options: Options,
+    *,
+    name: str,
+    read_only: bool,
+    auto_read_only: bool = False,
+    permissions: Permission | None = None,
+    shared: Permission = SHARED_BY_READER,
+    force_share: bool = False,
+    cache: CacheMode = WRITEBACK,
+    discard: bool = True,
+) -> HostDeviceNode:
+    """Open a block or character device of the host; see `open_file`."""
+    node = await _open(
+        _DEVICE,
+        engine,
+        options,
+        name,
+        _Access(read_only, auto_read_only, permissions, shared, force_share),
+        cache,
+        discard,
+    )
+    assert isinstance(node, HostDeviceNode)
+    return node
 
-        async def zero(start: int, count: int) -> None:
-            await self._zero(start, count, unmap=unmap, no_fallback=no_fallback)
 
-        if self._aligner is not None:
-            await self.named(self._aligner.write_zeroes(offset, length, zero))
-        else:
-            start, whole = whole_blocks(offset, length, self.space.sector_size)
-            if whole:
-                await self._write_zeros_out(offset, start - offset)
-                await zero(start, whole)
-                await self._write_zeros_out(start + whole, offset + length - start - whole)
-            else:
-                await self._write_zeros_out(offset, length)
-        self.written(offset, length)
-        if fua or self.cache.write_through:
-            await self.flush()
+@dataclass(frozen=True, slots=True)
+class _DriverKind:
+    """What sets the two drivers apart when opening."""
 
-    async def _zero(self, offset: int, length: int, *, unmap: bool, no_fallback: bool) -> None:
-        end = offset + length
-        while offset < end:
-            step = min(end - offset, self.space.zero_step_max)
-            done = await self.blocking(
-                partial(self.space.try_zero, offset, step, unmap=unmap, cheap_only=no_fallback),
-                "write-zeroes",
-            )
-            if not done and no_fallback:
-                raise Unsupported("Operation not supported", filename=self.filename, operation="write-zeroes")
-            if not done:
-                await self._write_zeros_out(offset, step)
-            offset += step
+    node: type[FileNode]
+    space: type[Space]
+    refusal: str
 
-    async def _write_zeros_out(self, offset: int, length: int) -> None:
-        """Write `length` zeros at `offset`; whole blocks, where the node is direct."""
-        for position in range(offset, offset + length, len(_ZEROS)):
-            piece = memoryview(_ZEROS)[: offset + length - position]
-            await self.named(self.engine.write(self._fd, position, piece))
+    def fits(self, mode: int) -> bool:
+        if self.space is FileSpace:
+            return stat.S_ISREG(mode)
+        return stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
 
-    async def discard(self, offset: int, length: int) -> None:
-        """Give space back where the storage can; otherwise nothing happens."""
-        self._begin_write()
-        end = min(offset + length, self._size)
-        unit = max(self.alignment, self.space.sector_size)
-        offset, whole = whole_blocks(offset, max(0, end - offset), unit)
-        end = offset + whole
-        while offset < end:
-            step = min(end - offset, self.space.zero_step_max)
-            if not await self.blocking(partial(self.space.try_discard, offset, step), "discard"):
-                return
-            offset += step
-        if self.cache.write_through:
-            await self.flush()
 
-    async def flush(self) -> None:
-        """Reach stable storage, sharing the work with others who flush; see `Node.flush`."""
-        self._flusher.check_healthy()
-        if self.read_only or self.cache.no_flush:
-            return
-        await self._flusher.flush()
+_FILE = _DriverKind(FileNode, FileSpace, "'file' driver requires '{}' to be a regular file")
+_DEVICE = _DriverKind(
+    HostDeviceNode,
+    DeviceSpace,
+    "'host_device' driver requires '{}' to be either a character or block device",
+)
 
-    async def _flush_once(self) -> None:
-        self._dirty = False
-        if not self.space.can_flush:
-            return
-        try:
-            await self.named(self.engine.flush(self._fd))
-        except BlockError:
-            self._inline.supported = False  # a poisoned node answers nothing, not even from the cache
+
+@dataclass(slots=True)
+class _Access:
+    """How an image is to be opened; `read_only` may become true on the way."""
+
+    read_only: bool
+    auto_read_only: bool
+    permissions: Permission | None
+    shared: Permission
+    force_share: bool
+
+    def wanted(self) -> Permission:
+        wanted = self.permissions if self.permissions is not None else WRITING
+        return wanted & READING if self.read_only else wanted
+
+
+class _Opening:
+    """What an opening has got so far, to be released as a whole if it fails."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.lock: ImageLock | None = None
+        self.space: Space | None = None
+        self.size = 0
+        self.alignment = 1
+
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+async def _open(
+    kind: _DriverKind,
+    engine: Engine,
+    options: Options,
+    name: str,
+    access: _Access,
+    cache: CacheMode,
+    discard: bool,
+) -> FileNode:
+    filename = options.filename
+    if access.force_share and not access.read_only:
+        raise OptionError("force-share=on can only be used with read-only images", filename=filename)
+    opening = _Opening()
+    try:
+        await engine.run(lambda: _open_blocking(opening, kind, options, access, cache))
+    except BaseException:
+        opening.release()
+        raise
+    assert opening.space is not None
+    return kind.node(
+        name,
+        filename,
+        read_only=access.read_only,
+        engine=engine,
+        fd=opening.fd,
+        space=opening.space,
+        lock=opening.lock,
+        permissions=access.wanted(),
+        shared=Permission.ALL if access.force_share else access.shared,
+        cache=cache,
+        size=opening.size,
+        alignment=opening.alignment,
+        discard=discard,
+    )
+
+
+def _open_blocking(
+    opening: _Opening, kind: _DriverKind, options: Options, access: _Access, cache: CacheMode
+) -> None:
+    filename = options.filename
+    try:
+        _check_kind(os.stat(filename).st_mode, kind, filename, access.read_only)
+        opening.fd = _open_descriptor(filename, access, cache)
+        _check_kind(os.fstat(opening.fd).st_mode, kind, filename, access.read_only)
+    except OSError as error:
+        raise _open_error(error, filename, cache) from error
+    except ValueError as error:  # a NUL in the name
+        raise StorageError(
+            errno.EINVAL, f"Could not open '{filename}': {error}", filename=filename
+        ) from error
+    try:
+        if options.locking != "off":
+            shared = Permission.ALL if access.force_share else access.shared
+            opening.lock = ImageLock(opening.fd, filename, required=options.locking == "on")
+            opening.lock.change(Permission.NONE if access.force_share else access.wanted(), shared)
+        opening.space = kind.space(opening.fd)
+        opening.size = opening.space.size()
+        if cache.direct:
+            opening.alignment = _direct_alignment(opening.fd, opening.space, filename)
+    except OSError as error:
+        raise storage_error(error, filename=filename, operation="open") from error
+
+
+def _check_kind(mode: int, kind: _DriverKind, filename: str, read_only: bool) -> None:
+    if stat.S_ISDIR(mode) and not read_only:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not kind.fits(mode):
+        # Before opening: a FIFO would wait for a writer, a tape would rewind.
+        raise StorageError(errno.EINVAL, kind.refusal.format(filename), filename=filename)
+
+
+def _open_descriptor(filename: str, access: _Access, cache: CacheMode) -> int:
+    try:
+        return os.open(filename, open_flags(access.read_only, cache))
+    except OSError as error:
+        if access.read_only or not access.auto_read_only or error.errno not in _NOT_WRITABLE:
             raise
-
-    async def allocation(self, offset: int, length: int) -> list[Span]:
-        """Tell data from holes; what is past the end of the file is a hole."""
-        spans: list[Span] = []
-        end = offset + length
-        inside = min(end, max(offset, self._size))
-        while offset < inside:
-            runs = await self.blocking(partial(self.space.segments, offset, inside), "map")
-            for is_data, run_end in runs:
-                kind = Kind.DATA if is_data else Kind.ZERO
-                spans.append(Span(kind, offset, run_end - offset, self, offset))
-                offset = run_end
-        if offset < end:
-            spans.append(Span(Kind.ZERO, offset, end - offset, self, offset))
-        return spans
-
-    async def allocated_bytes(self) -> int | None:
-        """Return the bytes that the file takes on its file system."""
-        return await self.blocking(self.space.allocated, "stat")
-
-    async def resize(
-        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
-    ) -> None:
-        """Change the file's length; see `file_resize`."""
-        self._begin_write()
-        await self._change_size(size, preallocation, exact)
-        if self.cache.write_through:
-            await self.flush()
-
-    async def _change_size(self, size: int, preallocation: Preallocation, exact: bool) -> None:
-        """Truncate or grow; a growth that fails half-way is taken back."""
-        before = self._size
-        if preallocation is Preallocation.METADATA:
-            raise Unsupported("Unsupported preallocation mode: metadata", filename=self.filename)
-        if preallocation is not Preallocation.OFF and size < before:
-            raise Unsupported("Cannot use preallocation for shrinking files", filename=self.filename)
-        await self.blocking(lambda: os.ftruncate(self._fd, size), "resize")
-        self._size = size
-        if size <= before or preallocation is Preallocation.OFF:
-            return
-        try:
-            if preallocation is Preallocation.FALLOC:
-                await self.blocking(lambda: os.posix_fallocate(self._fd, before, size - before), "resize")
-            else:
-                await self._write_zeros_out(before, size - before)
-        except BaseException as error:
-            os.ftruncate(self._fd, before)
-            self._size = before
-            if isinstance(error, BlockError):
-                error.message = f"{_PREALLOCATING[preallocation]}: {error.message}"
-            raise
-
-    async def reopen(self, *, read_only: bool) -> None:
-        """Change the access, and take note of the file's present length.
-
-        Raises:
-            ImageLocked: Somebody else forbids writing.
-            StorageError: The system does.
-
-        Nothing may be in flight. On failure everything is as before.
-        """
-        if read_only and not self.read_only:
-            await self.flush()
-        permissions = self._permissions & ~_CHANGING if read_only else self._permissions | WRITING
-        before = self._permissions
-        await self._change_lock(permissions | before)
-        try:
-            size = await self.blocking(lambda: self._replace_descriptor(read_only), "reopen")
-        except BlockError:
-            await self._change_lock(before)
-            raise
-        await self._change_lock(permissions)
-        self._permissions = permissions
-        self.read_only = read_only
-        self._size = size
-
-    def _replace_descriptor(self, read_only: bool) -> int:
-        """Open the same file anew under the same number, and return its length. Blocks."""
-        fd = os.open(f"/proc/self/fd/{self._fd}", open_flags(read_only, self.cache))
-        try:
-            os.dup2(fd, self._fd, inheritable=False)
-        finally:
-            os.close(fd)
-        return self.space.size()
-
-    async def _change_lock(self, permissions: Permission) -> None:
-        lock, shared = self._lock, self._shared
-        if lock is not None:
-            await self.engine.run(lambda: lock.change(permissions, shared))
-
-    def info(self) -> Mapping[str, Any]:
-        """Nothing is special to a file."""
-        return {}
-
-    async def close(self) -> None:
-        """Bring what was written to stable storage, then release file and locks. Idempotent."""
-        if self._fd < 0:
-            return
-        try:
-            if self._dirty and not self._flusher.failed:
-                await self.flush()
-            await self._flusher.drain()
-        finally:
-            self._inline.supported = False
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-            if self._lock is not None:
-                self._lock.close()
-
-    async def named(self, request: Awaitable[T]) -> T:
-        """Await a request and give its errors the file's name."""
-        try:
-            return await request
-        except BlockError as error:
-            if error.filename is None:
-                error.filename = self.filename
-            raise
-
-    async def blocking(self, call: Callable[[], T], operation: str) -> T:
-        """Run a blocking call on a worker; its errors get the file's name."""
-        try:
-            return await self.engine.run(call)
-        except OSError as error:
-            raise storage_error(error, filename=self.filename, operation=operation) from error
+    access.read_only = True
+    return os.open(filename, open_flags(True, cache))
 
 
-def open_flags(read_only: bool, cache: CacheMode) -> int:
-    """Return the flags of open(2) for an access and a cache mode."""
-    flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
-    if cache.direct:
-        flags |= os.O_DIRECT
-    if cache.write_through and not read_only:
-        flags |= os.O_DSYNC
-    return flags
+def _open_error(error: OSError, filename: str, cache: CacheMode) -> BlockError:
+    number = error.errno or errno.EIO
+    reason = os.strerror(number)
+    if number == errno.EINVAL and cache.direct:
+        reason = "the file system does not support O_DIRECT"
+    return StorageError(number, f"Could not open '{filename}': {reason}", filename=filename, operation="open")
 
 
-class _Direct:
-    """A file node's descriptor as the aligned storage beneath its aligner."""
-
-    def __init__(self, node: FileNode) -> None:
-        self._node = node
-
-    @property
-    def size(self) -> int:
-        return self._node.size
-
-    async def read_aligned(self, offset: int, buffer: memoryview) -> None:
-        node = self._node
-        count = await node.blocking(lambda: _read_direct(node._fd, offset, buffer, node.alignment), "read")
-        if count < len(buffer):
-            node._check_end(offset, len(buffer), count)
-            buffer[count:] = bytes(len(buffer) - count)
-
-    async def write_aligned(self, offset: int, data: memoryview) -> None:
-        node = self._node
-        await node.engine.write(node._fd, offset, data)
-
-    async def trim(self, size: int) -> None:
-        node = self._node
-        await node.blocking(lambda: os.ftruncate(node._fd, size), "write")
+def _direct_alignment(fd: int, space: Space, filename: str) -> int:
+    """Find what direct reads here must be aligned to, in bytes, by trying."""
+    if space.sector_size > 1:
+        return space.sector_size
+    if space.size() == 0:
+        return _ALIGNMENT_UNKNOWN  # an empty file accepts every read
+    alignment = 512
+    with mmap.mmap(-1, _ALIGNMENT_MAX) as memory:
+        while alignment <= _ALIGNMENT_MAX:
+            with memoryview(memory) as view, view[:alignment] as buffer:
+                try:
+                    os.preadv(fd, [buffer], 0)
+                    return alignment
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+            alignment *= 2
+    raise StorageError(errno.EINVAL, "Could not find working O_DIRECT alignment", filename=filename)
 
 
-def _read_direct(fd: int, offset: int, buffer: memoryview, alignment: int) -> int:
-    """Fill an aligned buffer; stop at the end of the file, where a retry would be unaligned."""
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], offset + done)
-        done += count
-        if count == 0 or done % alignment:
-            break
-    return done
+async def open_node(site: Site) -> FileNode:
+    """Open a file or a host device as the site's options say.
+
+    Raises as `open_file`, and OptionError for what the options cannot mean.
+    """
+    driver = site.options.driver or "file"
+    check_children(site.options, driver)
+    opener = open_host_device if driver == "host_device" else open_file
+    node = await opener(
+        site.graph.engine,
+        bind(site.options.own, Options, driver),
+        name=site.name,
+        read_only=site.read_only,
+        auto_read_only=bool(site.options.auto_read_only),
+        permissions=site.permissions,
+        shared=site.shared,
+        force_share=site.request.force_share
+        if site.options.force_share is None
+        else site.options.force_share,
+        cache=cache_mode_of(site.request.cache, site.options),
+        discard=site.options.discard != "ignore",
+    )
+    try:
+        site.graph.add(node)
+    except BaseException:
+        await node.close()
+        raise
+    return node
+
+
+async def create_file(engine: Engine, filename: str, options: CreateOptions) -> None:
+    """Create a file, or empty one that is there, and give it its size.
+
+    On a host device only its size is checked: a device cannot be made.
+
+    Raises:
+        StorageError: The system forbids it.
+        ImageLocked: Another program uses the file.
+        NoSpace: The space to preallocate is not there, or the device is too small.
+    """
+    if driver_for(filename) == "host_device":
+        await _check_device(engine, filename, options)
+        return
+    opening = _Opening()
+    try:
+        await engine.run(lambda: _create_blocking(opening, filename, options))
+    except BaseException:
+        opening.release()
+        raise
+    assert opening.space is not None
+    node = FileNode(
+        "", filename, read_only=False, engine=engine, fd=opening.fd, space=opening.space, lock=opening.lock,
+        permissions=Permission.WRITE | Permission.RESIZE, shared=CREATED_SHARES, cache=WRITEBACK, size=0,
+    )  # fmt: skip
+    try:
+        await node.resize(options.size, preallocation=Preallocation(options.preallocation))
+    finally:
+        await node.close()
+
+
+def _create_blocking(opening: _Opening, filename: str, options: CreateOptions) -> None:
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        opening.fd = os.open(filename, flags, 0o644)
+    except (OSError, ValueError) as error:
+        number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
+        text = f"Could not create '{filename}': {os.strerror(number)}"
+        raise StorageError(number, text, filename=filename, operation="create") from error
+    if not stat.S_ISREG(os.fstat(opening.fd).st_mode):
+        raise StorageError(errno.EINVAL, _FILE.refusal.format(filename), filename=filename)
+    try:
+        opening.lock = ImageLock(opening.fd, filename, required=False)
+        opening.lock.change(Permission.WRITE | Permission.RESIZE, CREATED_SHARES)
+        os.ftruncate(opening.fd, 0)
+        _hint(opening.fd, options)
+        opening.space = FileSpace(opening.fd)
+    except OSError as error:
+        raise storage_error(error, filename=filename, operation="create") from error
+
+
+def _hint(fd: int, options: CreateOptions) -> None:
+    """Pass the hints on; file systems that do not know them are not in the way."""
+    with suppress(OSError):
+        if options.nocow:
+            set_no_copy_on_write(fd)
+    with suppress(OSError):
+        if options.extent_size_hint:
+            set_extent_size_hint(fd, options.extent_size_hint)
+
+
+async def _check_device(engine: Engine, filename: str, options: CreateOptions) -> None:
+    node = await open_host_device(engine, Options(filename), name="", read_only=False)
+    try:
+        if node.size < options.size:
+            raise NoSpace("The device is smaller than the image", filename=filename)
+    finally:
+        await node.close()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from vblk.errors import Unsupported
 from vblk.graph.node import Preallocation
-from vblk.protocols.file import FileNode
+from vblk.protocols.file_node import FileNode
 
 
 class HostDeviceNode(FileNode):

@@ -10,17 +10,20 @@ from typing import Any, ClassVar
 from vblk.errors import OptionError, OutOfRange, Unsupported
 from vblk.extent import Kind
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span
+from vblk.graph.site import Site
+from vblk.options import Size, bind, check_children
 from vblk.units import KIB, OFFSET_MAX
 
 _PAGE = 64 * KIB
 _HOLE = bytes(_PAGE)
+_NO_SIZE = Size(0)
 
 
 @dataclass(slots=True)
 class Options:
     """`size` in bytes."""
 
-    size: int = 0
+    size: Size = _NO_SIZE
 
 
 class MemoryNode(Leaf):
@@ -181,3 +184,15 @@ def open_memory(options: Options, *, name: str, read_only: bool) -> MemoryNode:
         OptionError: The size is no size.
     """
     return MemoryNode(name, size=options.size, read_only=read_only)
+
+
+async def open_node(site: Site) -> MemoryNode:
+    """Make the disk that the site's options describe.
+
+    Raises:
+        OptionError: They describe none.
+    """
+    check_children(site.options, "memory")
+    node = open_memory(bind(site.options.own, Options, "memory"), name=site.name, read_only=site.read_only)
+    site.graph.add(node)
+    return node

@@ -12,9 +12,12 @@ from vblk.aio.clock import Clock, LoopClock
 from vblk.errors import OptionError, OutOfRange, Unsupported
 from vblk.extent import Kind
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span
+from vblk.graph.site import Site
+from vblk.options import Size, bind, check_children
 from vblk.units import GIB, OFFSET_MAX
 
 _NANOSECOND = 1e-9
+_SIZE_DEFAULT = Size(GIB)
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Options:
     still zeros, so that no memory of this process ever leaves it).
     """
 
-    size: int = GIB
+    size: Size = _SIZE_DEFAULT
     latency_ns: int = 0
     read_zeroes: bool = False
 
@@ -44,7 +47,7 @@ class NullNode(Leaf):
             raise OptionError("latency-ns is invalid")
         if not 0 <= options.size <= OFFSET_MAX:
             raise OptionError(f"the size of a null disk must be 0 to {OFFSET_MAX}, not {options.size}")
-        self._size = options.size
+        self._size: int = options.size
         self._latency = options.latency_ns * _NANOSECOND
         self._read_zeroes = options.read_zeroes
         self._clock = clock if clock is not None else LoopClock()
@@ -139,3 +142,18 @@ def open_null(options: Options, *, name: str, read_only: bool, driver: str = "nu
         OptionError: The size or the latency is out of range.
     """
     return (NullAioNode if driver == "null-aio" else NullNode)(name, options, read_only=read_only)
+
+
+async def open_node(site: Site) -> NullNode:
+    """Make the disk that the site's options describe.
+
+    Raises:
+        OptionError: They describe none.
+    """
+    driver = site.options.driver or "null-co"
+    check_children(site.options, driver)
+    node = open_null(
+        bind(site.options.own, Options, driver), name=site.name, read_only=site.read_only, driver=driver
+    )
+    site.graph.add(node)
+    return node
