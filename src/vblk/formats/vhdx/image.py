@@ -18,7 +18,7 @@ from vblk.formats.vhdx.finding import Finding
 from vblk.formats.vhdx.header import Header
 from vblk.formats.vhdx.layout import HEADER_AREA_SIZE
 from vblk.formats.vhdx.locator import ParentLocator
-from vblk.formats.vhdx.mapping import BlockMap, Pages
+from vblk.formats.vhdx.mapping import BlockMap, Locate, Pages
 from vblk.formats.vhdx.metadata import DiskFacts, MetadataItem, MetadataTable
 from vblk.formats.vhdx.overlay import Overlay
 from vblk.formats.vhdx.region import Region, RegionTable
@@ -74,9 +74,9 @@ class VhdxImage:
         "regions",
     )
 
-    locate: Callable[[int, int, Pages], int | None]
-    """As `BlockMap.locate`."""
-    lookup: Callable[[int, int, Pages], "list[Extent] | Missing"]
+    locate: Locate
+    """As `mapping.make_locate` describes."""
+    lookup: Callable[[int, int, Pages], list[Extent] | Missing]
     """As `BlockMap.lookup`."""
 
     def __init__(

@@ -9,6 +9,7 @@ Source: [MS-VHDX] "BAT", "Payload BAT Entry States", "Sector Bitmap Blocks".
 """
 
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 from vblk.codec.ranges import RangeSet
@@ -56,6 +57,49 @@ _PAGE_MASK = PAGE_SIZE - 1
 _BELOW_OFFSET = BAT_RESERVED_MASK | BAT_STATE_MASK
 
 
+Locate = Callable[[int, int, Pages], int | None]
+"""(guest offset, length, pages) -> file offset, or None: use `lookup`."""
+
+
+def make_locate(geometry: Geometry, floor: int, real_size: int) -> Locate:
+    """Return the short cut of one image: a closure, whose constants cost nothing to reach.
+
+    Args:
+        geometry: Of the image's BAT.
+        floor: File offset from which on nothing is reserved.
+        real_size: Length of the file in bytes.
+
+    The function takes a guest range of at least one byte that ends inside the
+    virtual disk, and the metadata in memory. It returns the file offset of a
+    range inside one sound, fully present block, and None whenever it is not
+    that simple. It runs to completion.
+    """
+    bat_offset = geometry.bat_offset
+    block_shift = geometry.block_shift
+    block_size = geometry.block_size
+    block_mask = block_size - 1
+    chunk_shift = geometry.chunk_shift
+    last_place = real_size - block_size
+    unpack_entry = _unpack_entry
+
+    def locate(guest_offset: int, length: int, pages: Pages, /) -> int | None:
+        within = guest_offset & block_mask
+        if within + length > block_size:
+            return None
+        block = guest_offset >> block_shift
+        at = bat_offset + ((block + (block >> chunk_shift)) << 3)
+        page = pages.get(at & -4096)
+        if page is None:
+            return None
+        place: int = unpack_entry(page, at & 4095)[0] - 6
+        # With any state but 6, or a reserved bit set, the difference is no multiple of 1 MiB.
+        if place & 0xFFFFF or not floor <= place <= last_place:
+            return None
+        return place + within
+
+    return locate
+
+
 class BlockMap:
     """The map of one image: immutable, and quick to ask.
 
@@ -68,18 +112,13 @@ class BlockMap:
     """
 
     __slots__ = (
-        "_bat_offset",
-        "_block_mask",
-        "_block_shift",
-        "_block_size",
-        "_chunk_shift",
         "_filename",
         "_floor",
         "_geometry",
         "_last_start",
         "_placement",
         "_real_size",
-        "_virtual_size",
+        "locate",
         "lookup_step",
     )
 
@@ -88,44 +127,13 @@ class BlockMap:
         self._placement = placement
         self._real_size = real_size
         self._filename = filename
-        self._bat_offset = geometry.bat_offset
-        self._block_shift = geometry.block_shift
-        self._block_size = geometry.block_size
-        self._block_mask = geometry.block_size - 1
-        self._chunk_shift = geometry.chunk_shift
-        self._virtual_size = geometry.virtual_size
+        self.locate = make_locate(geometry, placement.floor, real_size)
         self._floor = placement.floor
         self._last_start = real_size - geometry.block_size
         """The greatest file offset at which a whole block lies in the file."""
         self.lookup_step = max(LOOKUP_BAT_BYTES // BAT_ENTRY_SIZE * geometry.block_size, geometry.block_size)
         if geometry.differencing:
             self.lookup_step = min(self.lookup_step, max(LOOKUP_SPAN_DIFFERENCING, geometry.block_size))
-
-    def locate(self, guest_offset: int, length: int, pages: Pages) -> int | None:
-        """Return the file offset of a range inside one sound, fully present block.
-
-        Args:
-            guest_offset: First byte.
-            length: Bytes, > 0; the range must end inside the virtual disk.
-            pages: Metadata in memory.
-
-        Returns: None whenever it is not that simple: use `lookup`.
-
-        Concurrency: runs to completion.
-        """
-        within = guest_offset & self._block_mask
-        if within + length > self._block_size:
-            return None
-        block = guest_offset >> self._block_shift
-        at = self._bat_offset + ((block + (block >> self._chunk_shift)) << 3)
-        page = pages.get(at & -4096)
-        if page is None:
-            return None
-        place: int = _unpack_entry(page, at & 4095)[0] - 6
-        # With any state but 6, or a reserved bit set, the difference is no multiple of 1 MiB.
-        if place & 0xFFFFF or not self._floor <= place <= self._last_start:
-            return None
-        return place + within
 
     def lookup(self, guest_offset: int, length: int, pages: Pages) -> list[Extent] | Missing:
         """Translate a guest range into extents without performing I/O.
@@ -148,7 +156,7 @@ class BlockMap:
             unless the caller holds the range's guard.
         """
         assert guest_offset >= 0
-        assert 0 < length <= self._virtual_size - guest_offset
+        assert 0 < length <= self._geometry.virtual_size - guest_offset
         return _Walk(self, self._geometry, guest_offset, length, pages).run()
 
     def require(self, fault: Fault | None, index: int) -> None:
