@@ -82,7 +82,7 @@ async def open_node(graph: Graph, options: NodeOptions, request: Request) -> Nod
     """Open a node and everything below it; it has no user yet."""
     check_consistent(options)
     if options.driver is None and "filename" in options.own:
-        return await _open_driver(graph, replace(options, driver="file"), request)
+        return await _open_driver(graph, replace(options, driver=_local_driver(options)), request)
     if options.driver is None:
         return await _open_probed(graph, options, request)
     return await _open_driver(graph, options, request)
@@ -146,3 +146,10 @@ async def _open_driver(
     )
     opener: Callable[[Site], Awaitable[Node]] = import_module(module_name).open_node
     return await opener(site)
+
+
+def _local_driver(options: NodeOptions) -> str:
+    """Choose between a file and a device by what stands there."""
+    from vblk.protocols.file import driver_for
+
+    return driver_for(str(options.own["filename"]))

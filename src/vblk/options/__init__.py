@@ -1,8 +1,7 @@
 """Every way of naming an image, and the one typed model behind them.
 
 Owns: file names, `json:`, `--image-opts`, `-o` lists, sizes and switches. Must
-not open files or know which drivers exist. Imports nothing heavy: msgspec comes
-with the first `bind`.
+not open files or know which drivers exist. Imports nothing heavy.
 """
 
 from vblk.options.binding import bind, bind_create, check_children

@@ -1,26 +1,22 @@
 """From options as they were given to the typed options of one driver.
 
 Owns: the conversion of `NodeOptions.own` and of `-o` lists into a driver's
-`msgspec.Struct`, and the words in which a wrong value or an unknown name is
+dataclass, and the words in which a wrong value or an unknown name is
 refused. Must not know any driver's options.
-
-msgspec is imported when the first options are bound, not with this module.
 """
 
+import dataclasses
 import enum
 import types
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from vblk.errors import OptionError
 from vblk.options.model import PROTOCOLS, NodeOptions, NodeReference, Scalar
 from vblk.options.sizes import SIZE_LIMIT, Size, SizeTooLarge, parse_bool, parse_number, parse_size
 
-if TYPE_CHECKING:
-    import msgspec
-
-StructT = TypeVar("StructT", bound="msgspec.Struct")
+OptionsT = TypeVar("OptionsT")
 
 _SIZE_HELP: Final = """
 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
@@ -30,18 +26,19 @@ _TYPE_NAMES: Final = {str: "string", int: "integer", Size: "integer", float: "nu
 _Tree = dict[str, "_Tree | Scalar"]
 
 
-def bind(own: Mapping[str, Scalar], struct: type[StructT], driver: str, *, strict: bool = False) -> StructT:
+def bind(own: Mapping[str, Scalar], struct: type[OptionsT], driver: str, *, strict: bool = False) -> OptionsT:
     """Convert a node's own options into its driver's options.
 
-    The fields of `struct` are the options (`rename="kebab"` spells them with
-    dashes): `bool`, `int`, `float`, `str`, `Size`, `Literal` or `Enum` of
-    texts, a list, a nested `Struct`, or one of these or `None`. Nested ones
-    are given under dotted names. Unless `strict`, texts are converted, as
-    from a command line; `strict` is QMP's way.
+    The fields of the dataclass `struct` are the options, spelled with dashes,
+    or as the field's metadata `name` says: `bool`, `int`, `float`, `str`,
+    `Size`, `Literal` or `Enum` of texts, a list, a nested dataclass, or one of
+    these or `None`. Nested ones are given under dotted names. Ranges are the
+    dataclass's own to check, in `__post_init__`. Unless `strict`, texts are
+    converted, as from a command line; `strict` is QMP's way.
 
     Raises:
         OptionError: An option is unknown to the driver, has a value of the
-            wrong type or outside its range, or is missing.
+            wrong type, or is missing.
     """
     return _Binder(strict, lambda name: _unsupported(driver, name)).struct(_unflatten(own), struct, "")
 
@@ -72,7 +69,7 @@ def _unsupported(driver: str, name: str) -> str:
     return f"Block format '{driver}' does not support the option '{name}'"
 
 
-def bind_create(values: Mapping[str, str], struct: type[StructT]) -> StructT:
+def bind_create(values: Mapping[str, str], struct: type[OptionsT]) -> OptionsT:
     """Convert the values of `-o` into the options of a format's creation.
 
     Raises:
@@ -105,6 +102,14 @@ def _leaf_name(value: "_Tree | Scalar", name: str) -> str:
     return name
 
 
+def _spelled(member: "dataclasses.Field[Any]") -> str:
+    return str(member.metadata.get("name", member.name.replace("_", "-")))
+
+
+def _is_required(member: "dataclasses.Field[Any]") -> bool:
+    return member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
+
+
 class _Binder:
     """One conversion: how strict it is, and what it says of unknown names."""
 
@@ -112,55 +117,39 @@ class _Binder:
         self._strict = strict
         self._unknown = unknown
 
-    def struct(self, tree: _Tree, struct: type[StructT], prefix: str) -> StructT:
-        import msgspec
-
-        fields = {info.encode_name: info for info in msgspec.structs.fields(struct)}
+    def struct(self, tree: _Tree, kind: type[OptionsT], prefix: str) -> OptionsT:
+        fields = {_spelled(member): member for member in dataclasses.fields(cast("Any", kind))}
+        types_of = typing.get_type_hints(kind, include_extras=True)
         values: dict[str, Any] = {}
         for key, value in tree.items():
             name = prefix + key
             if key not in fields:
                 raise OptionError(self._unknown(_leaf_name(value, name)))
             if value is not None:
-                values[key] = self._value(value, fields[key].type, name)
-        for key, info in fields.items():
-            if info.required and key not in values:
+                member = fields[key]
+                values[member.name] = self._value(value, types_of[member.name], name)
+        for key, member in fields.items():
+            if member.name not in values and _is_required(member):
                 raise OptionError(f"Parameter '{prefix + key}' is missing")
-        try:
-            return msgspec.convert(values, struct)
-        except msgspec.ValidationError as error:
-            raise self._refusal(error, prefix) from None
-
-    @staticmethod
-    def _refusal(error: Exception, prefix: str) -> OptionError:
-        """Word a range that a field's constraints set: `Expected ... - at `$.name``."""
-        reason, _, place = str(error).partition(" - at `$.")
-        place = place.rstrip("`")
-        return OptionError(
-            f"Parameter '{prefix}{place}': {reason[:1].lower()}{reason[1:]}" if place else reason
-        )
+        return kind(**values)
 
     def _value(self, value: "_Tree | Scalar", kind: Any, name: str) -> Any:
-        import msgspec
-
         origin = typing.get_origin(kind)
-        if origin is typing.Annotated:
-            return self._value(value, typing.get_args(kind)[0], name)
         if origin in (typing.Union, types.UnionType):
             (kind,) = (member for member in typing.get_args(kind) if member is not types.NoneType)
             return self._value(value, kind, name)
         if origin is list:
             return self._list(value, typing.get_args(kind)[0], name)
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
                 raise OptionError(f"Invalid parameter type for '{name}', expected: object")
-            return self.struct(value, kind, f"{name}.")
+            return self.struct(value, cast("type[Any]", kind), f"{name}.")
         if isinstance(value, dict):
             raise OptionError(self._unknown(_leaf_name(value, name)))
         if origin is typing.Literal:
             return _choice(value, typing.get_args(kind), name)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            return _choice(value, tuple(member.value for member in kind), name)
+            return kind(_choice(value, tuple(member.value for member in kind), name))
         return self._scalar(value, kind, name)
 
     def _list(self, value: "_Tree | Scalar", kind: Any, name: str) -> list[Any]:

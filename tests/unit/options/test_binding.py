@@ -1,9 +1,9 @@
 """Options become a driver's struct, and what does not fit is refused by name."""
 
 import enum
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import msgspec
 import pytest
 
 from vblk.errors import OptionError
@@ -29,31 +29,37 @@ class Mode(enum.Enum):
     SAFE = "safe"
 
 
-class Server(msgspec.Struct, rename="kebab"):
+@dataclass
+class Server:
     type: Literal["inet", "unix"]
     host: str | None = None
     keep_alive: bool = False
 
 
-class Everything(msgspec.Struct, rename="kebab"):
-    size: Size = Size(7)
+SEVEN = Size(7)
+
+
+@dataclass
+class Everything:
+    size: Size = SEVEN
     limit: Size | None = None
     read_zeroes: bool = False
-    count: Annotated[int, msgspec.Meta(ge=1, le=9)] = 3
+    count: int = 3
     ratio: float = 0.5
     mode: Mode = Mode.SAFE
     label: str = ""
     server: Server | None = None
-    names: list[str] = msgspec.field(default_factory=list[str])
-    servers: list[Server] = msgspec.field(default_factory=list[Server])
+    names: list[str] = field(default_factory=list[str])
+    servers: list[Server] = field(default_factory=list[Server])
 
 
-class File(msgspec.Struct):
+@dataclass
+class File:
     filename: str
 
 
 @pytest.mark.parametrize(
-    ("own", "field", "value"),
+    ("own", "name", "value"),
     [
         ({}, "size", 7),
         ({"size": "1.5k"}, "size", 1536),
@@ -73,8 +79,8 @@ class File(msgspec.Struct):
         ({"servers.0.type": "unix"}, "servers", [Server("unix")]),
     ],
 )
-def test_a_value_takes_the_type_of_its_field(own: dict[str, Scalar], field: str, value: object) -> None:
-    bound = getattr(bind(own, Everything, "raw"), field)
+def test_a_value_takes_the_type_of_its_field(own: dict[str, Scalar], name: str, value: object) -> None:
+    bound = getattr(bind(own, Everything, "raw"), name)
     assert bound == value
     assert type(bound) is type(value)
 
@@ -98,8 +104,6 @@ def test_a_value_takes_the_type_of_its_field(own: dict[str, Scalar], field: str,
         ({"read-zeroes": 1}, "Parameter 'read-zeroes' expects 'on' or 'off'"),
         ({"count": "x"}, "Parameter 'count' expects a number"),
         ({"count": True}, "Parameter 'count' expects a number"),
-        ({"count": "9" * 40}, "Parameter 'count': expected `int` <= 9"),
-        ({"count": "10"}, "Parameter 'count': expected `int` <= 9"),
         ({"ratio": "x"}, "Parameter 'ratio' expects a number"),
         ({"mode": "slow"}, "Parameter 'mode' does not accept value 'slow'"),
         ({"mode": 1}, "Invalid parameter type for 'mode', expected: string"),

@@ -1,7 +1,5 @@
 """File names, `json:` and `--image-opts`, compared with what QEMU makes of them."""
 
-import subprocess
-import sys
 
 import pytest
 
@@ -215,11 +213,3 @@ def test_options_and_json_unite_where_they_agree() -> None:
         with_filename(options, "json:{'size':'1024'}")
     with pytest.raises(OptionError, match=r"Option 'file\.locking' is given twice, as 'off' and as 'on'"):
         with_filename(options, "json:{'file.locking':'on'}")
-
-
-def test_msgspec_is_not_imported_to_read_a_name() -> None:
-    code = (
-        "import sys, vblk.options as o; o.parse_filename('x'); o.parse_image_opts('file.filename=x');"
-        "sys.exit('msgspec' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
