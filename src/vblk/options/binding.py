@@ -40,7 +40,7 @@ def bind(own: Mapping[str, Scalar], struct: type[OptionsT], driver: str, *, stri
         OptionError: An option is unknown to the driver, has a value of the
             wrong type, or is missing.
     """
-    return _Binder(strict, lambda name: _unsupported(driver, name)).struct(_unflatten(own), struct, "")
+    return _Binder(strict, "-", lambda name: _unsupported(driver, name)).struct(_unflatten(own), struct, "")
 
 
 def check_children(options: NodeOptions, driver: str, *names: str) -> None:
@@ -72,10 +72,15 @@ def _unsupported(driver: str, name: str) -> str:
 def bind_create(values: Mapping[str, str], struct: type[OptionsT]) -> OptionsT:
     """Convert the values of `-o` into the options of a format's creation.
 
+    The fields of `struct` are as for `bind`, but spelled with underscores, as
+    QEMU spells what creates an image.
+
     Raises:
         OptionError: As `bind`; an unknown name is an `Invalid parameter`.
     """
-    return _Binder(False, lambda name: f"Invalid parameter '{name}'").struct(_unflatten(values), struct, "")
+    return _Binder(False, "_", lambda name: f"Invalid parameter '{name}'").struct(
+        _unflatten(values), struct, ""
+    )
 
 
 def _unflatten(own: Mapping[str, Scalar]) -> _Tree:
@@ -102,8 +107,8 @@ def _leaf_name(value: "_Tree | Scalar", name: str) -> str:
     return name
 
 
-def _spelled(member: "dataclasses.Field[Any]") -> str:
-    return str(member.metadata.get("name", member.name.replace("_", "-")))
+def _spelled(member: "dataclasses.Field[Any]", separator: str) -> str:
+    return str(member.metadata.get("name", member.name.replace("_", separator)))
 
 
 def _is_required(member: "dataclasses.Field[Any]") -> bool:
@@ -111,14 +116,17 @@ def _is_required(member: "dataclasses.Field[Any]") -> bool:
 
 
 class _Binder:
-    """One conversion: how strict it is, and what it says of unknown names."""
+    """One conversion: how strict it is, and how it spells known and words unknown names."""
 
-    def __init__(self, strict: bool, unknown: typing.Callable[[str], str]) -> None:
+    def __init__(self, strict: bool, separator: str, unknown: typing.Callable[[str], str]) -> None:
         self._strict = strict
+        self._separator = separator
         self._unknown = unknown
 
     def struct(self, tree: _Tree, kind: type[OptionsT], prefix: str) -> OptionsT:
-        fields = {_spelled(member): member for member in dataclasses.fields(cast("Any", kind))}
+        fields = {
+            _spelled(member, self._separator): member for member in dataclasses.fields(cast("Any", kind))
+        }
         types_of = typing.get_type_hints(kind, include_extras=True)
         values: dict[str, Any] = {}
         for key, value in tree.items():

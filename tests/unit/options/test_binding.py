@@ -153,6 +153,9 @@ def test_a_protocol_is_called_a_protocol() -> None:
 
 def test_create_options_have_words_of_their_own() -> None:
     assert bind_create({"size": "1M"}, Everything).size == 1 << 20
+    assert bind_create({"read_zeroes": "on"}, Everything).read_zeroes
+    with pytest.raises(OptionError, match=r"^Invalid parameter 'read-zeroes'$"):
+        bind_create({"read-zeroes": "on"}, Everything)
     with pytest.raises(OptionError, match=r"^Invalid parameter 'foo'$"):
         bind_create({"foo": "1"}, Everything)
 

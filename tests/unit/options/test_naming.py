@@ -1,6 +1,5 @@
 """File names, `json:` and `--image-opts`, compared with what QEMU makes of them."""
 
-
 import pytest
 
 from vblk.errors import OptionError
