@@ -6,6 +6,7 @@ rule: a pinned page never leaves, so a lookup that pinned what it missed finds
 it at the next try.
 """
 
+from collections import OrderedDict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -17,9 +18,10 @@ class PageCache(Generic[Page]):
     """Pages by their offset; the least recently used unpinned page leaves first.
 
     "Recently" is counted in two generations: a page that is used moves from the
-    old one to the young one, pages leave from the old one, and when that is
-    empty the young one becomes old. So a hot page costs one dictionary lookup,
-    and one whose last use is the oldest is still among the first to leave.
+    old one to the young one, pages leave from the old one, the longest there
+    first, and when the young one is half of all it joins the old one's end. So
+    a hot page costs one dictionary lookup, and whatever was used during the
+    last half of a cache's worth of new pages is still there.
 
     Concurrency: every method runs to completion.
     """
@@ -34,7 +36,7 @@ class PageCache(Generic[Page]):
         self.page_size = page_size
         self._limit = limit_pages
         self._young: dict[int, Page] = {}
-        self._old: dict[int, Page] = {}
+        self._old: OrderedDict[int, Page] = OrderedDict()
         self._pinned: dict[int, Page] = {}
         self._pins: dict[int, int] = {}
 
@@ -54,7 +56,7 @@ class PageCache(Generic[Page]):
             return page
         page = self._old.pop(offset, None)
         if page is not None:
-            self._young[offset] = page
+            self._make_young(offset, page)
         return page
 
     def put(self, offset: int, page: Page) -> None:
@@ -64,16 +66,23 @@ class PageCache(Generic[Page]):
             self._pinned[offset] = page
         else:
             self._old.pop(offset, None)
-            self._young[offset] = page
+            self._make_young(offset, page)
         self._evict()
 
+    def _make_young(self, offset: int, page: Page) -> None:
+        self._young[offset] = page
+        if len(self._young) > self._limit // 2:
+            self._age()
+
+    def _age(self) -> None:
+        self._old.update(self._young)
+        self._young.clear()
+
     def _evict(self) -> None:
-        while len(self) > self._limit:
+        while len(self) > self._limit and len(self) > len(self._pinned):
             if not self._old:
-                if not self._young:
-                    return  # all that is left is pinned
-                self._old, self._young = self._young, self._old
-            del self._old[next(iter(self._old))]
+                self._age()
+            self._old.popitem(last=False)
 
     def pin(self, offset: int) -> None:
         """Keep the page at `offset`, here already or put later, until `unpin`. Pins count."""
@@ -94,7 +103,7 @@ class PageCache(Generic[Page]):
         del self._pins[offset]
         page = self._pinned.pop(offset, None)
         if page is not None:
-            self._young[offset] = page
+            self._make_young(offset, page)
             self._evict()
 
     @contextmanager

@@ -1,0 +1,158 @@
+"""Range locks exclude what overlaps, are fair, and survive cancellation anywhere."""
+
+import asyncio
+
+import pytest
+
+from tests.support.cancellation import cancel_after, sweep
+from vblk.runtime.range_lock import RangeLock
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_readers_share_and_a_writer_excludes() -> None:
+    lock = RangeLock()
+    first, second = lock.try_shared(0, 10), lock.try_shared(5, 10)
+    assert first is not None
+    assert second is not None
+    assert lock.try_exclusive(9, 1) is None
+    assert lock.try_exclusive(15, 1) is not None
+    first.release()
+    second.release()
+    assert lock.try_exclusive(9, 1) is not None
+    assert lock.try_shared(0, 20) is None
+
+
+def test_ranges_that_only_touch_do_not_conflict() -> None:
+    lock = RangeLock()
+    assert lock.try_exclusive(0, 10) is not None
+    assert lock.try_exclusive(10, 10) is not None
+
+
+def test_release_is_idempotent() -> None:
+    lock = RangeLock()
+    guard = lock.try_exclusive(0, 1)
+    assert guard is not None
+    guard.release()
+    guard.release()
+    assert lock.idle
+
+
+def test_a_guard_of_try_releases_with_the_block() -> None:
+    lock = RangeLock()
+    guard = lock.try_exclusive(0, 1)
+    assert guard is not None
+    with guard:
+        assert not lock.idle
+    assert lock.idle
+
+
+def test_a_late_reader_does_not_overtake_a_waiting_writer() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+        order: list[str] = []
+
+        async def use(name: str, exclusive: bool) -> None:
+            guard = lock.exclusive(0, 10) if exclusive else lock.shared(0, 10)
+            async with guard:
+                order.append(name)
+                await turns()
+
+        held = lock.try_shared(0, 10)
+        assert held is not None
+        writer = asyncio.create_task(use("writer", True))
+        await turns()
+        readers = [asyncio.create_task(use(f"reader {n}", False)) for n in range(3)]
+        await turns()
+        assert lock.try_shared(0, 1) is None
+        held.release()
+        await asyncio.gather(writer, *readers)
+        assert order == ["writer", "reader 0", "reader 1", "reader 2"]
+        assert lock.idle
+
+    asyncio.run(scenario())
+
+
+def test_a_request_without_conflict_overtakes_those_that_wait() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+        held = lock.try_exclusive(0, 10)
+        assert held is not None
+        waiting = asyncio.create_task(lock.exclusive(0, 10).acquire())
+        await turns()
+        async with lock.exclusive(10, 10):
+            assert not waiting.done()
+        held.release()
+        await waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_waiter_lets_those_behind_it_go_on() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+        held = lock.try_shared(0, 10)
+        assert held is not None
+        writer = asyncio.create_task(lock.exclusive(0, 10).acquire())
+        await turns()
+        reader = asyncio.create_task(lock.shared(0, 10).acquire())
+        await turns()
+        assert not reader.done()
+        writer.cancel()
+        await turns()
+        assert reader.done()
+
+    asyncio.run(scenario())
+
+
+def test_a_waiter_that_is_granted_and_cancelled_at_once_releases() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+        held = lock.try_exclusive(0, 10)
+        assert held is not None
+        waiter = asyncio.create_task(lock.exclusive(0, 10).acquire())
+        await turns()
+        held.release()  # granted now, and resumed in the next turn
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        assert lock.idle
+
+    asyncio.run(scenario())
+
+
+def test_cancellation_at_every_turn_leaves_no_lock() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+
+        async def use() -> None:
+            async with lock.shared(0, 5), lock.exclusive(10, 5):
+                await turns()
+                async with lock.exclusive(20, 5):
+                    await turns()
+
+        async def contended() -> None:
+            await asyncio.gather(use(), use(), use())
+
+        async def check() -> None:
+            await turns()
+            assert lock.idle
+
+        assert await sweep(contended, check) > 5
+
+    asyncio.run(scenario())
+
+
+def test_an_error_inside_the_block_releases() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+        with pytest.raises(KeyError):
+            async with lock.exclusive(0, 1):
+                raise KeyError
+        assert lock.idle
+        assert not await cancel_after(lock.exclusive(0, 1).acquire(), 5)
+
+    asyncio.run(scenario())
