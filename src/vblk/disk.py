@@ -5,12 +5,13 @@ file-like view for libraries that expect a file. It moves no bytes itself.
 """
 
 import asyncio
+import errno
 import io
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vblk.errors import BlockError, OptionError
 from vblk.graph.edge import Role
@@ -30,6 +31,14 @@ T = TypeVar("T")
 ImageName = str | os.PathLike[str] | NodeOptions
 
 
+class ReadCall(Protocol):
+    """How `Disk.read` is called. It is the handle's own method: a hop less in every small read."""
+
+    def __call__(self, offset: int, length: int) -> Coroutine[Any, Any, bytes]:
+        """Return exactly `length` bytes from `offset`."""
+        ...
+
+
 class Disk:
     """An open image and its chain. Offsets and lengths are bytes, of any alignment.
 
@@ -41,9 +50,13 @@ class Disk:
     Concurrency: belongs to one event loop; any number of requests at a time.
     """
 
+    read: "ReadCall"
+    """Return exactly `length` bytes from `offset`: `await disk.read(offset, length)`."""
+
     def __init__(self, graph: Graph, handle: Handle) -> None:
         self.graph = graph
         self.handle = handle
+        self.read = handle.read
 
     @property
     def node(self) -> Node:
@@ -64,10 +77,6 @@ class Disk:
     def format(self) -> str:
         """The name of the top image's format."""
         return self.node.driver
-
-    def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes]:
-        """Return exactly `length` bytes from `offset`."""
-        return self.handle.read(offset, length)
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Return the bytes if they are in memory, or None: then await `read`."""
@@ -210,28 +219,36 @@ class DiskFile(io.RawIOBase):
     used on a thread whose loop is running: there, use `vblk.open`. Any thread
     may call; calls exclude each other.
 
-    Raises: OSError with the number of the BlockError behind it, as files do.
+    Raises: OSError with the number of the BlockError behind it, as files do;
+    OptionError where an event loop is running.
     """
 
     def __init__(self, image: ImageName, **options: Any) -> None:
         super().__init__()
         self._lock = threading.Lock()
         self._position = 0
-        self._runner = asyncio.Runner()
+        self._open_disk: Disk | None = None
+        _refuse_running_loop()
+        # A factory of its own keeps the runner from touching the thread's current loop.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         try:
-            self._disk = self._run(_awaited(open(image, **options)))
+            self._open_disk = self._run(lambda: _awaited(open(image, **options)))
         except BaseException:
             self._runner.close()
+            super().close()
             raise
 
     @property
     def disk(self) -> Disk:
         """The disk behind the file."""
-        return self._disk
+        if self._open_disk is None:
+            raise ValueError("I/O operation on closed file")
+        return self._open_disk
 
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+    def _run(self, make_call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        _refuse_running_loop()
         try:
-            return self._runner.run(call)
+            return self._runner.run(make_call())
         except BlockError as error:
             raise OSError(error.errno, str(error)) from error
 
@@ -245,7 +262,7 @@ class DiskFile(io.RawIOBase):
 
     def writable(self) -> bool:
         """Tell whether the disk takes writes."""
-        return not self.closed and not self._disk.read_only
+        return self._open_disk is not None and not self._open_disk.read_only
 
     def tell(self) -> int:
         """Return the position in bytes."""
@@ -253,70 +270,88 @@ class DiskFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position; it may stand past the end."""
-        self._require_open()
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._disk.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative seek position {base + offset}")
-        self._position = base + offset
-        return self._position
+        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.disk.size}
+        if whence not in bases:
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        position = bases[whence] + offset
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         """Fill `buffer` from the position; fewer bytes only at the end of the disk."""
-        self._require_open()
         view = memoryview(buffer).cast("B")
         with self._lock:
-            length = max(0, min(len(view), self._disk.size - self._position))
+            disk, position = self.disk, self._position
+            length = max(0, min(len(view), disk.size - position))
             try:
-                data = self._disk.try_read(self._position, length) if length else b""
+                data = disk.try_read(position, length) if length else b""
             except BlockError as error:
                 raise OSError(error.errno, str(error)) from error
             if data is None:
-                self._run(self._disk.read_into(self._position, view[:length]))
+                self._run(lambda: disk.read_into(position, view[:length]))
             else:
                 view[:length] = data
-            self._position += length
+            self._position = position + length
         return length
 
     def write(self, data: Any) -> int:
-        """Write at the position; a disk does not grow by being written to."""
-        self._require_open()
+        """Write at the position; a disk does not grow by being written to.
+
+        Raises:
+            OSError: ENOSPC at the end of the disk, as devices do it.
+        """
         view = memoryview(data).cast("B")
         with self._lock:
-            length = max(0, min(len(view), self._disk.size - self._position))
-            self._run(self._disk.write(self._position, view[:length]))
-            self._position += length
+            disk, position = self.disk, self._position
+            length = max(0, min(len(view), disk.size - position))
+            if view and not length:
+                raise OSError(errno.ENOSPC, f"{disk.node.filename}: the disk ends at {disk.size} bytes")
+            self._run(lambda: disk.write(position, view[:length]))
+            self._position = position + length
         return length
 
     def flush(self) -> None:
         """Bring every finished write to stable storage."""
-        if not self.closed and not self._disk.read_only:
+        disk = self._open_disk
+        if disk is not None and not disk.read_only:
             with self._lock:
-                self._run(self._disk.flush())
+                self._run(disk.flush)
 
     def close(self) -> None:
-        """Let go of the image."""
+        """Let go of the image. Idempotent."""
         if self.closed:
             return
+        _refuse_running_loop()
         try:
             super().close()
         finally:
-            try:
-                self._run(self._disk.close())
-            finally:
-                self._runner.close()
-
-    def _require_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
+            with self._lock:
+                disk, self._open_disk = self._open_disk, None
+                try:
+                    if disk is not None:
+                        self._run(disk.close)
+                finally:
+                    self._runner.close()
 
 
 def open_file(image: ImageName, **options: Any) -> DiskFile:
     """Open an image as a synchronous file object; options as for `vblk.open`."""
+    return DiskFile(image, **options)
+
+
+def _refuse_running_loop() -> None:
+    """Refuse to wait on a thread whose event loop is running: it would wait for itself.
+
+    Raises:
+        OptionError: A loop is running here.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return DiskFile(image, **options)
-    raise OptionError("open_file cannot work on a thread whose event loop is running: use vblk.open")
+        return
+    raise OptionError("a disk as a file cannot be used where an event loop is running: use vblk.open")
 
 
 async def _awaited(call: Awaitable[T]) -> T:

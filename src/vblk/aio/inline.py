@@ -7,9 +7,14 @@ not wait, ever: what is not in the cache is the engine's business.
 
 import errno
 import os
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from vblk.aio.leased_map import LeasedMap
 
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+_HITS_BEFORE_MAP: Final = 4096
 _REUSED_MAX = 64 << 10
 _LENGTHS_MAX = 16
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -24,9 +29,17 @@ class InlineReader:
     Concurrency: `try_read` runs to completion, in any thread.
     """
 
-    def __init__(self, fd: int) -> None:
-        """Read from `fd`, which stays the caller's. Not for O_DIRECT descriptors."""
+    def __init__(self, fd: int, *, may_map: bool = False) -> None:
+        """Read from `fd`, which stays the caller's. Not for O_DIRECT descriptors.
+
+        With `may_map`, for files that are open for reading only, a reader that
+        is used a lot maps the file: see `vblk.aio.leased_map`.
+        """
         self._fd = fd
+        self._map: LeasedMap | None = None
+        self.read_mapped: Callable[[int, int], bytes | None] | None = None
+        """To be asked before `try_read`, where it is set: it saves the system call."""
+        self._hits_before_map = _HITS_BEFORE_MAP if may_map else 0
         self._spare: dict[int, list[list[memoryview]]] = {}
         self.supported = _NOWAIT != 0 and hasattr(os, "preadv")
 
@@ -46,6 +59,8 @@ class InlineReader:
         try:
             if os.preadv(self._fd, vector, offset, _NOWAIT) != length:
                 return None
+            if self._hits_before_map or self._map is not None:
+                self._count_hit(offset, length)
             return vector[0].tobytes()
         except BlockingIOError:
             return None
@@ -57,6 +72,28 @@ class InlineReader:
             spare = self._spare.get(length)
             if spare is not None:
                 spare.append(vector)
+
+    def close(self) -> None:
+        """Read no more, and give the mapping up."""
+        self.supported = False
+        self._hits_before_map = 0
+        mapped, self._map, self.read_mapped = self._map, None, None
+        if mapped is not None:
+            mapped.close()
+
+    def _count_hit(self, offset: int, length: int) -> None:
+        """Tell the mapping what is cached, or make one after enough hits."""
+        if self._map is None:
+            self._hits_before_map -= 1
+            if not self._hits_before_map:
+                from vblk.aio.leased_map import take
+
+                self._map = take(self._fd)
+                self.read_mapped = None if self._map is None else self._map.read
+        elif self._map.closed:
+            self._map = self.read_mapped = None
+        else:
+            self._map.trust(offset, length)
 
     def _new_vector(self, length: int) -> list[memoryview]:
         if length <= _REUSED_MAX and length not in self._spare:

@@ -4,31 +4,35 @@ Owns: the window (`offset`, `size`) and the rule that a guest cannot turn a
 probed raw image into another format by writing a header to its first sector.
 """
 
+import asyncio
 import errno
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from vblk.errors import CorruptImage, Misaligned, OptionError, OutOfRange, Reason, StorageError, Unsupported
+from vblk.errors import CorruptImage, OptionError, OutOfRange, Reason, StorageError, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.probe import probe
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.site import Site
-from vblk.options import bind, check_children
-from vblk.units import FileOffset, GuestOffset, align_up
+from vblk.options import Size, bind, check_children
+from vblk.units import OFFSET_MAX, FileOffset, GuestOffset, align_up
 
 SECTOR = 512
 """Disks are whole sectors long: a file of an odd length reads as zeros in its last one."""
+
+
+_START: Final = Size(0)
 
 
 @dataclass(slots=True)
 class Options:
     """`offset` and `size` in bytes: the window of the file that is the disk."""
 
-    offset: int = 0
-    size: int | None = None
+    offset: Size = _START
+    size: Size | None = None
 
 
 class RawNode(Mapper):
@@ -43,6 +47,8 @@ class RawNode(Mapper):
         self._offset = options.offset
         self._limit = options.size
         self._probed = probed
+        self._first_sector = asyncio.Lock()
+        self._sizing = asyncio.Lock()
         self.alignment = file.alignment
         if self._offset < 0 or (self._limit is not None and self._limit < 0):
             raise OptionError("offset and size of a raw image cannot be negative", filename=filename)
@@ -67,13 +73,23 @@ class RawNode(Mapper):
             return self._limit
         return align_up(max(0, self._file.size - self._offset), SECTOR)
 
+    def _inside(self, offset: int, length: int) -> int:
+        """Return how much of a range the file has; the rest of an odd last sector is zeros."""
+        return max(0, min(length, self._file.size - self._offset - offset))
+
     def lookup(self, offset: int, length: int) -> list[Extent] | Missing:
         """Answer with the same bytes of the window."""
-        return [Extent(Kind.DATA, GuestOffset(offset), length, FileOffset(offset + self._offset))]
+        inside = self._inside(offset, length)
+        extents: list[Extent] = []
+        if inside:
+            extents.append(Extent(Kind.DATA, GuestOffset(offset), inside, FileOffset(offset + self._offset)))
+        if inside < length:
+            extents.append(Extent(Kind.ZERO, GuestOffset(offset + inside), length - inside))
+        return extents
 
     def locate(self, offset: int, length: int) -> int | None:
         """Answer at once: a raw image is in one piece."""
-        return offset + self._offset
+        return offset + self._offset if self._inside(offset, length) == length else None
 
     async def load(self, missing: Missing, pins: ExitStack) -> None:
         """Refuse: a raw image has no tables."""
@@ -81,44 +97,59 @@ class RawNode(Mapper):
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read from the window."""
-        return await self._file.read(offset + self._offset, length)
+        inside = self._inside(offset, length)
+        if inside == length:
+            return await self._file.read(offset + self._offset, length)
+        data = await self._file.read(offset + self._offset, inside) if inside else b""
+        return data + bytes(length - inside)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from the window."""
-        await self._file.read_into(offset + self._offset, buffer)
+        inside = self._inside(offset, len(buffer))
+        if inside:
+            await self._file.read_into(offset + self._offset, buffer[:inside])
+        buffer[inside:] = bytes(len(buffer) - inside)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write to the window."""
         self.require_writable()
-        self._keep_raw(offset, data)
-        await self._file.write(offset + self._offset, data, fua=fua)
+        await self._make_room(offset + len(data))
+        async with self._kept_raw(offset, data):
+            await self._file.write(offset + self._offset, data, fua=fua)
 
     async def write_zeroes(
         self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
     ) -> None:
         """Write zeros to the window."""
         self.require_writable()
-        await self._file.write_zeroes(
-            offset + self._offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua
-        )
+        await self._make_room(offset + length)
+        async with self._kept_raw(offset, bytes(min(length, SECTOR))):
+            await self._file.write_zeroes(
+                offset + self._offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua
+            )
 
     async def discard(self, offset: int, length: int) -> None:
-        """Discard in the window."""
+        """Discard in the window; not in the first sector of a probed image, which might change its format."""
         self.require_writable()
-        await self._file.discard(offset + self._offset, length)
+        skipped = max(0, SECTOR - offset) if self._probed else 0
+        inside = self._inside(offset + skipped, length - skipped)
+        if inside:
+            await self._file.discard(offset + skipped + self._offset, inside)
 
     @asynccontextmanager
-    async def place(self, offset: int, length: int) -> AsyncIterator[list[Span]]:
+    async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
         """Answer with the window's own place; a probed image's first sector is kept back."""
         self.require_writable()
-        if self._probed and offset < SECTOR:
-            yield [Span(Kind.DATA, offset, length, self, offset)]
+        await self._make_room(offset + length)
+        kept = min(length, max(0, SECTOR - offset)) if self._probed else 0
+        spans = [Span(Kind.DATA, offset, kept, self, offset)] if kept else []
+        if kept == length:
+            yield spans
             return
-        start = offset + self._offset
-        async with self._file.place(start, length) as places:
+        async with self._file.place(offset + kept + self._offset, length - kept) as places:
             for place in places:
                 place.guest_offset -= self._offset
-            yield places
+            yield spans + places
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
@@ -127,9 +158,18 @@ class RawNode(Mapper):
         self.require_writable()
         if self._limit is not None:
             raise Unsupported("Cannot resize fixed-size raw disks", filename=self.filename)
-        if size > (1 << 63) - 1 - self._offset:
+        if size > OFFSET_MAX - self._offset:
             raise OutOfRange("Disk size too large for the chosen offset", filename=self.filename)
-        await self._file.resize(size + self._offset, preallocation=preallocation, exact=exact)
+        async with self._sizing:
+            await self._file.resize(size + self._offset, preallocation=preallocation, exact=exact)
+
+    async def _make_room(self, end: int) -> None:
+        """Let the file have all of its odd last sector before something is written there."""
+        if self._inside(0, end) == end:
+            return
+        async with self._sizing:
+            if self._inside(0, end) < end:
+                await self._file.resize(self._offset + self.size)
 
     async def reopen(self, *, read_only: bool) -> None:
         """Take on the new access; the file follows by itself."""
@@ -144,25 +184,31 @@ class RawNode(Mapper):
         if not self.read_only:
             await self._file.flush()
 
-    def _keep_raw(self, offset: int, data: Buffer) -> None:
-        """Refuse a write that would make a probed image look like another format."""
-        if not self._probed or offset >= SECTOR:
+    @asynccontextmanager
+    async def _kept_raw(self, offset: int, data: Buffer) -> AsyncGenerator[None, None]:
+        """Refuse a write that would make a probed image look like another format.
+
+        Whoever writes to the first sector is alone with it, from the look at
+        what stands there to the end of the write.
+        """
+        if not self._probed or offset >= SECTOR or not len(data):
+            yield
             return
-        if offset or memoryview(data).nbytes < SECTOR:
-            raise Misaligned(
-                "the format of this image was guessed: name it with -f raw to write part of its first sector",
-                filename=self.filename,
-                offset=offset,
-            )
-        found = probe(bytes(memoryview(data)[:SECTOR]), self.size)
-        if found.format != "raw":
-            raise StorageError(
-                errno.EPERM,
-                f"the format of this image was guessed as raw, and this write would make it {found.format}: "
-                "name it with -f raw to allow it",
-                filename=self.filename,
-                offset=offset,
-            )
+        async with self._first_sector:
+            head = bytearray(await self.read(0, min(SECTOR, self.size)))
+            piece = memoryview(data)[: len(head) - offset]
+            head[offset : offset + len(piece)] = piece
+            found = probe(bytes(head), self.size)
+            if found.format != "raw":
+                raise StorageError(
+                    errno.EPERM,
+                    f"the format of this image was guessed as raw, and this write would make it "
+                    f"{found.format}: name it with -f raw to allow it",
+                    filename=self.filename,
+                    operation="write",
+                    offset=offset,
+                )
+            yield
 
 
 async def open_node(site: Site) -> RawNode:
@@ -170,12 +216,8 @@ async def open_node(site: Site) -> RawNode:
     options = bind(site.options.own, Options, "raw")
     check_children(site.options, "raw", "file")
     file = await site.child()
-    try:
-        node = RawNode(
-            site.name, site.filename, read_only=site.read_only, file=file, options=options, probed=site.probed
-        )
-    except BaseException:
-        await site.graph.discard_unused(file)
-        raise
+    node = RawNode(
+        site.name, site.filename, read_only=site.read_only, file=file, options=options, probed=site.probed
+    )
     await site.take(node, file)
     return node

@@ -10,14 +10,14 @@ the replayed log before anyone looks at it.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vblk.errors import OptionError, Unsupported
 from vblk.extent import Extent, Missing
 from vblk.formats.vhdx import Candidate, CheckReport, VhdxImage, check_image, load_image, scan_image
 from vblk.graph.edge import Role
-from vblk.graph.mapper import Mapper
+from vblk.graph.mapper import INLINE_MAX, Mapper
 from vblk.graph.node import Node, Preallocation, Span
 from vblk.graph.site import ChainRules, Site
 from vblk.options import bind, check_children
@@ -67,6 +67,8 @@ class VhdxNode(Mapper):
     def __init__(self, name: str, filename: str, *, file: Node, image: VhdxImage) -> None:
         super().__init__(name, filename, read_only=True, file=file)
         self.image = image
+        self._size = image.virtual_size
+        self._locate = image.locate
         self.search: Search | None = None
         self._pages: PageCache[bytes] = PageCache(page_size=PAGE, limit_pages=CACHE_PAGES)
         self.lookup_step = image.lookup_step
@@ -74,7 +76,15 @@ class VhdxNode(Mapper):
     @property
     def size(self) -> int:
         """The virtual size in bytes."""
-        return self.image.virtual_size
+        return self._size
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Read at once: the short way for a range inside one present block."""
+        if length <= INLINE_MAX:
+            file_offset = self._locate(offset, length, self._pages)
+            if file_offset is not None:
+                return self._file.try_read(file_offset, length)
+        return super().try_read(offset, length)
 
     def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
         """Translate through BAT and sector bitmaps."""
@@ -82,7 +92,7 @@ class VhdxNode(Mapper):
 
     def locate(self, offset: int, length: int) -> int | None:
         """Find a range inside one present block whose BAT page is loaded."""
-        return self.image.locate(offset, length, self._pages)
+        return self._locate(offset, length, self._pages)
 
     async def load(self, missing: Missing, pins: ExitStack) -> None:
         """Read metadata pages, as they are after the log's replay."""
@@ -152,25 +162,17 @@ async def open_node(site: Site) -> VhdxNode:
     check_children(site.options, "vhdx", "file", "backing")
     rules = _merged_rules(site.request.rules, bind(site.options.own, Options, "vhdx"))
     file = await site.child()
-    try:
-        image = await load_image(
-            lambda offset, length: read_up_to(file, offset, length),
-            file.size,
-            filename=site.filename,
-            strict=rules.strict,
-        )
-        if not site.read_only:
-            raise Unsupported(_NO_WRITING, filename=site.filename)
-        node = VhdxNode(site.name, site.filename, file=file, image=image)
-    except BaseException:
-        await site.graph.discard_unused(file)
-        raise
+    image = await load_image(
+        lambda offset, length: read_up_to(file, offset, length),
+        file.size,
+        filename=site.filename,
+        strict=rules.strict,
+    )
+    if not site.read_only:
+        raise Unsupported(_NO_WRITING, filename=site.filename)
+    node = VhdxNode(site.name, site.filename, file=file, image=image)
     await site.take(node, file)
-    try:
-        await _attach_backing(site, node, rules)
-    except BaseException:
-        await site.graph.discard_unused(node)
-        raise
+    await _attach_backing(site, node, rules)
     return node
 
 
@@ -181,6 +183,8 @@ async def _attach_backing(site: Site, node: VhdxNode, rules: ChainRules) -> None
             return
         if not node.image.has_parent:
             raise OptionError("Driver doesn't support backing files", filename=site.filename)
+        # What the user said about the parent was about this image's, which the options name.
+        site.request = replace(site.request, rules=replace(site.request.rules, parent=None))
         backing = await site.child("backing")
         site.graph.attach(node, Role.BACKING, backing)
         node.attach_backing(backing)

@@ -97,9 +97,10 @@ def identity(node: Node) -> tuple[int, int] | None:
     while below is not None:
         if isinstance(below, Leaf):
             descriptor = below.descriptor()
-            if descriptor is None:
+            try:  # past the system's cache a file has no descriptor to give, but still a name
+                status = os.stat(below.filename if descriptor is None else descriptor)
+            except (OSError, ValueError):
                 return None
-            status = os.fstat(descriptor)
             return status.st_dev, status.st_ino
         below = below.child(Role.FILE)
     return None

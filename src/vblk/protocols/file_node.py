@@ -89,8 +89,7 @@ class FileNode(Leaf):
         self._size = size
         self._may_unmap = discard
         self._dirty = False
-        self._inline = InlineReader(fd)
-        self._inline.supported = self._inline.supported and not cache.direct
+        self._inline = self._new_inline()
         self._flusher = FlushSequencer(self._flush_once, filename=filename)
         self._aligner = Aligner(_Direct(self), alignment, buffers=AlignedBuffers()) if cache.direct else None
 
@@ -105,6 +104,11 @@ class FileNode(Leaf):
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read from the page cache, or return None."""
+        read_mapped = self._inline.read_mapped
+        if read_mapped is not None:
+            data = read_mapped(offset, length)
+            if data is not None:
+                return data
         return self._inline.try_read(offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -240,7 +244,7 @@ class FileNode(Leaf):
         try:
             await self.named(self.engine.flush(self._fd))
         except BlockError:
-            self._inline.supported = False  # a poisoned node answers nothing, not even from the cache
+            self._inline.close()  # a poisoned node answers nothing, not even from the cache
             raise
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
@@ -305,18 +309,29 @@ class FileNode(Leaf):
         """
         if read_only and not self.read_only:
             await self.flush()
+        self._inline.close()  # a lease of our own would hold back our own opening
         permissions = self._permissions & ~_CHANGING if read_only else self._permissions | WRITING
         before = self._permissions
-        await self._change_lock(permissions | before)
         try:
-            size = await self.blocking(lambda: self._replace_descriptor(read_only), "reopen")
-        except BlockError:
-            await self._change_lock(before)
-            raise
-        await self._change_lock(permissions)
-        self._permissions = permissions
-        self.read_only = read_only
-        self._size = size
+            await self._change_lock(permissions | before)
+            try:
+                size = await self.blocking(lambda: self._replace_descriptor(read_only), "reopen")
+            except BlockError:
+                await self._change_lock(before)
+                raise
+            await self._change_lock(permissions)
+            self._permissions = permissions
+            self.read_only = read_only
+            self._size = size
+        finally:
+            self._inline = self._new_inline()
+
+    def _new_inline(self) -> InlineReader:
+        """Return a reader of the page cache, which O_DIRECT goes without."""
+        inline = InlineReader(self._fd, may_map=self.read_only and self._lock is not None)
+        if self.cache.direct:
+            inline.close()
+        return inline
 
     def _replace_descriptor(self, read_only: bool) -> int:
         """Open the same file anew under the same number, and return its length. Blocks."""
@@ -345,7 +360,7 @@ class FileNode(Leaf):
                 await self.flush()
             await self._flusher.drain()
         finally:
-            self._inline.supported = False
+            self._inline.close()
             fd, self._fd = self._fd, -1
             os.close(fd)
             if self._lock is not None:
@@ -402,6 +417,7 @@ class _Direct:
     async def trim(self, size: int) -> None:
         node = self._node
         await node.blocking(lambda: os.ftruncate(node._fd, size), "write")
+        node._size = size
 
 
 def _read_direct(fd: int, offset: int, buffer: memoryview, alignment: int) -> int:

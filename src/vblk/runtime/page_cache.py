@@ -48,10 +48,10 @@ class PageCache(Generic[Page]):
 
     def get(self, offset: int) -> Page | None:
         """Return the page at `offset` and count it as used, or None."""
-        page = self._young.get(offset)
-        if page is not None:
-            return page
-        page = self._pinned.get(offset)
+        try:
+            return self._young[offset]
+        except KeyError:
+            page = self._pinned.get(offset)
         if page is not None:
             return page
         page = self._old.pop(offset, None)

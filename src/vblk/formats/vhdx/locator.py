@@ -54,6 +54,7 @@ class ParentLocator:
     linkage: Guid | None
     linkage2: Guid | None
     file_offset: int
+    filename: str | None = None
 
     @property
     def supported(self) -> bool:
@@ -70,16 +71,17 @@ class ParentLocator:
         return data_write_guid in (self.linkage, self.linkage2)
 
 
-def _refuse(message: str, offset: int) -> CorruptImage:
-    return CorruptImage(Reason.PARENT_LOCATOR, message, offset=offset)
+def _refuse(message: str, offset: int, filename: str | None = None) -> CorruptImage:
+    return CorruptImage(Reason.PARENT_LOCATOR, message, filename=filename, offset=offset)
 
 
-def parse_locator(data: bytes, file_offset: int) -> ParentLocator:
+def parse_locator(data: bytes, file_offset: int, filename: str | None = None) -> ParentLocator:
     """Parse the parent locator item.
 
     Args:
         data: The whole item.
         file_offset: Where it starts in the file, for messages.
+        filename: The image's name, for the messages of `parent_candidates`.
 
     Raises:
         CorruptImage: A pair lies outside the item or is not text, a key comes
@@ -90,7 +92,7 @@ def parse_locator(data: bytes, file_offset: int) -> ParentLocator:
     raw_type, _, count = _HEADER.unpack_from(data)
     locator_type = Guid(raw_type)
     if locator_type != LOCATOR_TYPE_VHDX:
-        return ParentLocator(locator_type, {}, None, None, file_offset)
+        return ParentLocator(locator_type, {}, None, None, file_offset, filename)
     table_end = _HEADER.size + count * _PAIR.size
     if count > PAIRS_MAX or table_end > len(data):
         raise _refuse(
@@ -109,9 +111,8 @@ def parse_locator(data: bytes, file_offset: int) -> ParentLocator:
     linkage = _linkage(pairs, KEY_LINKAGE, file_offset)
     if linkage is None:
         raise _refuse(f"the parent locator has no {KEY_LINKAGE}", file_offset)
-    return ParentLocator(
-        locator_type, pairs, linkage, _linkage(pairs, KEY_LINKAGE_2, file_offset), file_offset
-    )
+    linkage2 = _linkage(pairs, KEY_LINKAGE_2, file_offset)
+    return ParentLocator(locator_type, pairs, linkage, linkage2, file_offset, filename)
 
 
 def _text(data: bytes, offset: int, length: int, what: str, at: int) -> str:
@@ -143,6 +144,7 @@ def _linkage(pairs: Mapping[str, str], key: str, file_offset: int) -> Guid | Non
 class Found(enum.Enum):
     """How a candidate path came about."""
 
+    GIVEN = "named by the user"
     RELATIVE_TO_REAL_DIRECTORY = "relative to the image's own directory"
     RELATIVE_TO_DIRECTORY = "relative to the directory the image was named in"
     MAPPED = "through the path map"
@@ -244,12 +246,14 @@ def parent_candidates(
         raise UnsupportedFeature(
             Reason.PARENT_LOCATOR,
             f"the parent locator has the unknown type {locator.locator_type}",
+            filename=locator.filename,
             offset=locator.file_offset,
         )
     if not locator.paths:
         raise _refuse(
             f"the parent locator names no path; it should have one of {', '.join(PATH_KEYS)}",
             locator.file_offset,
+            locator.filename,
         )
     found: list[Candidate] = []
     relative = locator.paths.get(KEY_RELATIVE)
