@@ -179,7 +179,7 @@ class _Loader:
         locator = None
         if facts.has_parent:
             place = region.file_offset + items.known[ITEM_PARENT_LOCATOR].offset
-            locator = parse_locator(content[ITEM_PARENT_LOCATOR], place)
+            locator = parse_locator(content[ITEM_PARENT_LOCATOR], place, self._filename)
         return items, facts, locator
 
     async def _load_items(self, items: MetadataTable, region: Region, start: bytes) -> Mapping[Guid, bytes]:
