@@ -162,11 +162,14 @@ class Aligner:
         # What pads the end of the storage is cut off again, so nobody may grow it meanwhile.
         lock_end = padded_end if padded_end <= self._storage.size else OFFSET_MAX
         async with self._locks.exclusive(start, lock_end - start):
+            before = reached = self._storage.size
             head, tail = await self._read_edges(start, offset, end, padded_end)
-            await self._write_pieces(start, head, view, tail)
-            reached = max(self._storage.size, end)
-            if padded_end > reached:
-                await self._storage.trim(reached)
+            try:
+                await self._write_pieces(start, head, view, tail)
+                reached = max(before, end)
+            finally:
+                if padded_end > max(before, end):
+                    await self._storage.trim(reached)
 
     async def write_zeroes(
         self, offset: int, length: int, body: Callable[[int, int], Awaitable[None]]

@@ -11,6 +11,7 @@ the aligner sees to that.
 """
 
 import errno
+import mmap
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -33,7 +34,8 @@ from vblk.units import MIB, align_up
 T = TypeVar("T")
 
 _SECTOR = 512
-_ZEROS = bytes(MIB)
+_ZEROS = memoryview(mmap.mmap(-1, MIB, access=mmap.ACCESS_READ))
+"""Zeros that begin on a memory page, as direct I/O wants them."""
 _CHANGING = Permission.WRITE | Permission.WRITE_UNCHANGED | Permission.RESIZE
 
 _PREALLOCATING = {
@@ -208,9 +210,9 @@ class FileNode(Leaf):
             offset += step
 
     async def _write_zeros_out(self, offset: int, length: int) -> None:
-        """Write `length` zeros at `offset`; whole blocks, where the node is direct."""
+        """Write `length` zeros at `offset`; whole blocks only, where the node is direct."""
         for position in range(offset, offset + length, len(_ZEROS)):
-            piece = memoryview(_ZEROS)[: offset + length - position]
+            piece = _ZEROS[: offset + length - position]
             await self.named(self.engine.write(self._fd, position, piece))
 
     async def discard(self, offset: int, length: int) -> None:
@@ -289,6 +291,8 @@ class FileNode(Leaf):
         try:
             if preallocation is Preallocation.FALLOC:
                 await self.blocking(lambda: os.posix_fallocate(self._fd, before, size - before), "resize")
+            elif self._aligner is not None:
+                await self._aligner.write_zeroes(before, size - before, self._write_zeros_out)
             else:
                 await self._write_zeros_out(before, size - before)
         except BaseException as error:

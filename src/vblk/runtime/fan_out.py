@@ -11,19 +11,33 @@ from collections.abc import Awaitable, Iterable
 async def fan_out(calls: Iterable[Awaitable[object]], at_once: int) -> None:
     """Await every call of `calls`, `at_once` side by side.
 
-    `calls` is consumed lazily, so it may be as long as a disk. Returns when all
-    are done; raises the first error, after the others have ended.
+    `calls` is consumed lazily, so it may be as long as a disk; a generator that
+    makes each call when it is asked for the next leaves none behind on an error.
+    Returns when all are done; raises the first error, after the others have
+    ended.
+
+    Cancellation: raised when all that ran has ended, however often it comes.
     """
     source = iter(calls)
+    ended = 0
 
     async def worker() -> None:
+        nonlocal ended
         for call in source:
             await call
+        ended += 1
 
-    tasks = [asyncio.ensure_future(worker()) for _ in range(at_once)]
+    failure: BaseException | None = None
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except BaseExceptionGroup as failures:
+        failure = failures.exceptions[0]
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback refers to this frame: no cycle, please
+    if ended < at_once:
+        raise asyncio.CancelledError  # a call was cancelled from within: not everything is done

@@ -8,11 +8,14 @@ two requests that do not conflict never wait for each other.
 import asyncio
 from types import TracebackType
 
+_SPENT = -1
+"""Marks a guard that gave up waiting: older guards may still know it."""
+
 
 class RangeGuard:
     """One range, held or waited for. Release it once; a context manager does."""
 
-    __slots__ = ("_lock", "end", "exclusive", "held", "start", "wake")
+    __slots__ = ("_lock", "behind", "end", "exclusive", "held", "in_front", "start", "wake")
 
     def __init__(self, lock: "RangeLock", start: int, end: int, exclusive: bool) -> None:
         self._lock = lock
@@ -21,6 +24,8 @@ class RangeGuard:
         self.exclusive = exclusive
         self.held = False
         self.wake: asyncio.Future[None] | None = None
+        self.in_front = 0  # older guards that exclude this one
+        self.behind: list[RangeGuard] = []  # younger ones that this one excludes
 
     def conflicts(self, other: "RangeGuard") -> bool:
         """Tell whether the two exclude each other."""
@@ -29,7 +34,7 @@ class RangeGuard:
     def release(self) -> None:
         """Let go of the range; those who waited for it go on. Idempotent."""
         if self.held:
-            self._lock._release(self)
+            self._lock._remove(self)
 
     async def acquire(self) -> None:
         """Wait until the range is ours.
@@ -67,8 +72,7 @@ class RangeLock:
     """
 
     def __init__(self) -> None:
-        self._held: list[RangeGuard] = []
-        self._waiting: list[RangeGuard] = []
+        self._guards: dict[RangeGuard, None] = {}  # held and waiting, the oldest first
 
     def shared(self, offset: int, length: int) -> RangeGuard:
         """Return a guard to `async with`: others may share the range."""
@@ -91,7 +95,7 @@ class RangeLock:
     @property
     def idle(self) -> bool:
         """True when nothing is held and nobody waits."""
-        return not self._held and not self._waiting
+        return not self._guards
 
     def _guard(self, offset: int, length: int, *, exclusive: bool) -> RangeGuard:
         assert offset >= 0, "before the start"
@@ -99,52 +103,43 @@ class RangeLock:
         return RangeGuard(self, offset, offset + length, exclusive)
 
     def _try_acquire(self, guard: RangeGuard) -> bool:
-        assert not guard.held, "held already"
-        for other in self._held:
-            if guard.conflicts(other):
-                return False
-        for other in self._waiting:
+        assert guard not in self._guards, "in use already"
+        assert guard.in_front != _SPENT, "a cancelled guard is not used again"
+        for other in self._guards:
             if guard.conflicts(other):
                 return False
         guard.held = True
-        self._held.append(guard)
+        self._guards[guard] = None
         return True
 
     async def _acquire(self, guard: RangeGuard) -> None:
         if self._try_acquire(guard):
             return
+        for other in self._guards:
+            if guard.conflicts(other):
+                other.behind.append(guard)
+                guard.in_front += 1
+        self._guards[guard] = None
         guard.wake = asyncio.get_running_loop().create_future()
-        self._waiting.append(guard)
         try:
             await guard.wake
         except asyncio.CancelledError:
-            if guard.held:
-                self._release(guard)
-            else:
-                self._waiting.remove(guard)
-                self._grant()
+            self._remove(guard)
+            guard.in_front = _SPENT
             raise
         finally:
             guard.wake = None
 
-    def _release(self, guard: RangeGuard) -> None:
+    def _remove(self, guard: RangeGuard) -> None:
+        """Forget a guard, held or waiting, and grant those who waited for it alone."""
         guard.held = False
-        self._held.remove(guard)
-        if self._waiting:
-            self._grant()
-
-    def _grant(self) -> None:
-        """Grant, in order of arrival, all that conflict with nothing held or waiting before."""
-        still: list[RangeGuard] = []
-        for guard in self._waiting:
-            blocked = any(guard.conflicts(other) for other in self._held) or any(
-                guard.conflicts(other) for other in still
-            )
-            if blocked:
-                still.append(guard)
+        del self._guards[guard]
+        behind, guard.behind = guard.behind, []
+        for younger in behind:
+            if younger.in_front == _SPENT:
                 continue
-            guard.held = True
-            self._held.append(guard)
-            if guard.wake is not None and not guard.wake.done():
-                guard.wake.set_result(None)
-        self._waiting = still
+            younger.in_front -= 1
+            if not younger.in_front:
+                younger.held = True
+                if younger.wake is not None and not younger.wake.done():
+                    younger.wake.set_result(None)
