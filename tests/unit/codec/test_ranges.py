@@ -1,6 +1,7 @@
 """Byte ranges: overlap, and the set of them against a plain model."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_set_of_ranges_equals_a_set_of_bytes() -> None:
             model |= set(range(start, end))
         flat = [byte for start, end in ranges.ranges() for byte in range(start, end)]
         assert flat == sorted(model)
-        assert all(a[1] < b[0] for a, b in zip(ranges.ranges(), ranges.ranges()[1:], strict=False))
+        assert all(a[1] < b[0] for a, b in pairwise(ranges.ranges()))
         low, high = sorted((chance.randrange(50), chance.randrange(50)))
         inside = {byte for start, end in ranges.within(low, high) for byte in range(start, end)}
         assert inside == model & set(range(low, high))

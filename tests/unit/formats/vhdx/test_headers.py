@@ -7,7 +7,6 @@ from vblk.errors import CorruptImage, ImageError, NeedsReplay, Reason, Unsupport
 from vblk.formats.vhdx.header import choose_header, parse_header, parse_identifier
 
 BROKEN = header(9)[:-1] + b"x"
-DIRTY = {"log_guid": LOG_GUID}
 
 
 def test_the_creator_is_read_up_to_its_end() -> None:
@@ -32,7 +31,7 @@ def test_h2_a_file_cut_short_is_truncated(length: int) -> None:
     ("copies", "sequence", "codes"),
     [
         pytest.param((header(1), header(2)), 2, [], id="H20-second"),
-        pytest.param((header(3, **DIRTY), header(2)), 3, [], id="H20-first"),
+        pytest.param((header(3, log_guid=LOG_GUID), header(2)), 3, [], id="H20-first"),
         pytest.param((header(1)[:-1] + b"x", header(2)), 2, ["H3"], id="H3"),
         pytest.param((header(1), BROKEN), 1, ["H4"], id="H4"),
         pytest.param((bytes(4096), header(1)), 1, ["H3"], id="H3-no-signature"),
@@ -66,15 +65,20 @@ def test_without_a_current_header_there_is_no_image(copies: tuple[bytes, bytes],
     [
         pytest.param(header(2, version=2), UnsupportedFeature, Reason.UNSUPPORTED_VERSION, id="H8"),
         pytest.param(
-            header(2, log_version=1, **DIRTY), UnsupportedFeature, Reason.UNSUPPORTED_VERSION, id="H10"
+            header(2, log_version=1, log_guid=LOG_GUID),
+            UnsupportedFeature,
+            Reason.UNSUPPORTED_VERSION,
+            id="H10",
         ),
         pytest.param(header(2, log_offset=MIB + 512), CorruptImage, Reason.BAD_VALUE, id="H11"),
         pytest.param(header(2, log_length=4096), CorruptImage, Reason.BAD_VALUE, id="H11-length"),
-        pytest.param(header(2, log_length=0, **DIRTY), CorruptImage, Reason.BAD_LOG, id="H13"),
+        pytest.param(header(2, log_length=0, log_guid=LOG_GUID), CorruptImage, Reason.BAD_LOG, id="H13"),
         pytest.param(header(2, log_offset=0), CorruptImage, Reason.OVERLAP, id="H14-headers"),
         pytest.param(header(2, log_offset=2 * MIB), CorruptImage, Reason.OVERLAP, id="H14-metadata"),
         pytest.param(header(2, log_offset=3 * MIB), CorruptImage, Reason.OVERLAP, id="H14-bat"),
-        pytest.param(header(2, log_offset=1 << 40, **DIRTY), CorruptImage, Reason.TRUNCATED, id="H16"),
+        pytest.param(
+            header(2, log_offset=1 << 40, log_guid=LOG_GUID), CorruptImage, Reason.TRUNCATED, id="H16"
+        ),
     ],
 )
 def test_a_current_header_that_cannot_be_is_refused(
@@ -102,11 +106,11 @@ def test_an_odd_header_opens_with_a_finding(current: bytes, code: str, writable:
     assert bool(image.read_only_reasons) is not writable
 
 
-def test_h17_a_huge_log_of_garbage_is_searched_once() -> None:
-    length = (4 << 30) - MIB
+def test_h17_a_large_log_of_garbage_is_searched_once() -> None:
+    length = 64 * MIB
     garbage = log_entry(1, [], tail=0)[:64].ljust(4096, b"\xff") * 256
     file = Small(
-        headers=(header(1), header(2, log_length=length, log_offset=8 * MIB, **DIRTY)),
+        headers=(header(1), header(2, log_length=length, log_offset=8 * MIB, log_guid=LOG_GUID)),
         length=8 * MIB + length,
         pieces={8 * MIB: garbage},
     ).build()
@@ -123,9 +127,9 @@ def test_h19_reserved_bytes_of_the_header_are_ignored() -> None:
 
 
 def test_h20_an_older_dirty_copy_does_not_count() -> None:
-    assert load(Small(headers=(header(1, **DIRTY), header(2))).build()).dirty_log is None
+    assert load(Small(headers=(header(1, log_guid=LOG_GUID), header(2))).build()).dirty_log is None
     with pytest.raises(NeedsReplay):
-        load(Small(headers=(header(3, **DIRTY), header(2))).build(), strict=True)
+        load(Small(headers=(header(3, log_guid=LOG_GUID), header(2))).build(), strict=True)
 
 
 def test_a_header_survives_no_flipped_byte() -> None:
