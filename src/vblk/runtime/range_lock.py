@@ -124,7 +124,8 @@ class RangeLock:
         try:
             await guard.wake
         except asyncio.CancelledError:
-            self._remove(guard)
+            if guard in self._guards:  # else it was granted, and released by another task
+                self._remove(guard)
             guard.in_front = _SPENT
             raise
         finally:
