@@ -9,10 +9,11 @@ opened is closed again when a later step fails.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 
-from vblk.errors import OptionError, Unsupported
+from vblk.errors import BlockError, OptionError, Unsupported
 from vblk.formats.probe import PROBE_LENGTH, probe
 from vblk.graph.edge import READING, SHARED_BY_READER, SHARED_BY_WRITER, WRITING, Permission
 from vblk.graph.handle import Handle
@@ -69,10 +70,13 @@ async def open_image(
         raise OptionError(f"the format '{format}' contradicts the driver '{image.driver}'")
     else:
         options = image
+    if force_share and not read_only:
+        raise OptionError("force-share=on can only be used with read-only images")
     request = Request(read_only, cache or "writeback", force_share, backing, rules or ChainRules())
     node = await open_node(graph, options, request)
     try:
-        return graph.hold(node, user, WRITING if not node.read_only else READING, shared)
+        permissions = READING if read_only or node.read_only else WRITING
+        return graph.hold(node, user, permissions, shared)
     except BaseException:
         await graph.discard_unused(node)
         raise
@@ -109,7 +113,9 @@ async def _open_probed(graph: Graph, options: NodeOptions, request: Request) -> 
             filename=to_filename(replace(options, driver=found.format)),
         )
     except BaseException:
-        await graph.discard_unused(file)
+        if not isinstance(below, NodeReference):
+            with suppress(BlockError):
+                await graph.discard_unused(file)
         raise
 
 
@@ -125,7 +131,10 @@ async def _open_driver(
     module_name = PROTOCOLS.get(driver) or FORMATS.get(driver) or FILTERS.get(driver)
     if module_name is None:
         if driver in KNOWN_ELSEWHERE:
-            raise Unsupported(f"the driver '{driver}' is not supported in this version of vblk")
+            raise Unsupported(
+                f"the driver '{driver}' is not supported in this version of vblk",
+                filename=filename or to_filename(options),
+            )
         raise OptionError(f"Unknown driver '{driver}'")
     read_only = _for_child(request, options).read_only
 
@@ -145,7 +154,11 @@ async def _open_driver(
         probed,
     )
     opener: Callable[[Site], Awaitable[Node]] = import_module(module_name).open_node
-    return await opener(site)
+    try:
+        return await opener(site)
+    except BaseException:
+        await site.abandon()
+        raise
 
 
 def _local_driver(options: NodeOptions) -> str:

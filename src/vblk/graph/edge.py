@@ -39,10 +39,14 @@ SHARED_BY_WRITER = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED
 
 @dataclass(slots=True, eq=False)
 class Edge:
-    """One use of `node` by `user` (a sentence's noun), with its permissions."""
+    """One use of `node` by `user` (a sentence's noun), with its permissions.
+
+    `parent` is the user where that is a node of the graph.
+    """
 
     node: "Node"
     user: str
     role: Role | None
     permissions: Permission
     shared: Permission
+    parent: "Node | None" = None

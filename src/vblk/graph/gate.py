@@ -59,17 +59,18 @@ class BesideGate(OpenGate):
             raise OpenDenied(Reason.POLICY, "the image names a path with a NUL in it", filename=named_by)
         try:
             resolved = os.path.realpath(path, strict=True)
-        except FileNotFoundError:
+            mode = os.stat(resolved).st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
             self._refuse_outside(os.path.realpath(path), path, named_by, roots)
-            raise
-        except OSError as error:
+            raise FileNotFoundError(error.errno, error.strerror, path) from error
+        except (OSError, ValueError) as error:  # ValueError: letters that no file name has
+            why = error.strerror if isinstance(error, OSError) else "it is no file name"
             raise OpenDenied(
                 Reason.POLICY,
-                f"the image names '{path}', which cannot be resolved: {error.strerror}",
+                f"the image names {path!r}, which cannot be resolved: {why}",
                 filename=named_by,
             ) from error
         self._refuse_outside(resolved, path, named_by, roots)
-        mode = os.stat(resolved).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise OpenDenied(
                 Reason.POLICY,

@@ -3,15 +3,19 @@
 Owns: range checks, the count of requests in flight, and drain. Inside the graph
 the same facts are asserted. A handle is one edge of the graph, with a user's
 name and permissions.
+
+Ordering rule: a request is checked when it starts, not when it arrives, for a
+drain that it waited for may have changed the node.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from vblk.errors import GraphError, OutOfRange
-from vblk.graph.edge import Edge
+from vblk.errors import GraphError, OutOfRange, ReadOnly
+from vblk.graph.edge import Edge, Permission
 from vblk.graph.node import Buffer, Node, Preallocation, Span
+from vblk.units import OFFSET_MAX
 
 
 class Traffic:
@@ -40,12 +44,23 @@ class Traffic:
         if not self.in_flight:
             self._quiet.set()
 
-    async def drain(self) -> None:
-        """Hold new requests back and wait for those in flight."""
+    def hold(self) -> None:
+        """Hold new requests back until the matching `release`."""
         self.held += 1
         self._open.clear()
+
+    async def quiet(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._quiet.wait()
+
+    async def drain(self) -> None:
+        """Hold new requests back and wait for those in flight.
+
+        Cancellation: lets requests through again.
+        """
+        self.hold()
         try:
-            await self._quiet.wait()
+            await self.quiet()
         except BaseException:
             self.release()
             raise
@@ -62,6 +77,7 @@ class Handle:
 
     Raises (all requests):
         OutOfRange: The range does not lie within the node.
+        ReadOnly: A request to change the node through a handle that may not.
         GraphError: The handle is closed.
         NodeFailed: An earlier flush failed.
     """
@@ -90,8 +106,8 @@ class Handle:
 
     @property
     def read_only(self) -> bool:
-        """Whether writes are refused."""
-        return self.node.read_only
+        """Whether writes are refused, by the node or by what this user said it would do."""
+        return self.node.read_only or not self.edge.permissions & Permission.WRITE
 
     def detach(self) -> None:
         """Forget the node; the graph calls this when it closes the handle."""
@@ -108,14 +124,26 @@ class Handle:
             )
         return node
 
+    def check_writable(self) -> Node:
+        """Return the node, when this user may change it."""
+        node = self.node
+        node.require_writable()
+        if not self.edge.permissions & Permission.WRITE:
+            raise ReadOnly(f"{self.edge.user} holds this image for reading only", filename=node.filename)
+        return node
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read without waiting, or return None. Concurrency: runs to completion."""
         node = self.check_range(offset, length)
+        if not length:
+            return b""
         return None if self.traffic.held else node.try_read(offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`. Concurrency: may suspend."""
-        node = self.check_range(offset, length)
+        node = self._node
+        if node is None or offset < 0 or length < 0 or offset + length > node.size:
+            node = self.check_range(offset, length)
         if not self.traffic.held:
             data = node.try_read(offset, length)
             if data is not None:
@@ -125,29 +153,39 @@ class Handle:
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable view of bytes from `offset`."""
-        self.check_range(offset, len(buffer))
+        view = _in_bytes(buffer)
         async with self.traffic:
-            await self.node.read_into(offset, buffer)
+            node = self.check_range(offset, len(view))
+            if view:
+                await node.read_into(offset, view)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write all of `data`; see `Node.write`."""
-        self.check_range(offset, memoryview(data).nbytes).require_writable()
+        if isinstance(data, memoryview):
+            data = _in_bytes(data)
         async with self.traffic:
-            await self.node.write(offset, data, fua=fua)
+            self.check_range(offset, len(data))
+            node = self.check_writable()
+            if data:
+                await node.write(offset, data, fua=fua)
 
     async def write_zeroes(
         self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
     ) -> None:
         """Make a range read as zeros; see `Node.write_zeroes`."""
-        self.check_range(offset, length).require_writable()
         async with self.traffic:
-            await self.node.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua)
+            self.check_range(offset, length)
+            node = self.check_writable()
+            if length:
+                await node.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua)
 
     async def discard(self, offset: int, length: int) -> None:
         """Say that a range is of no more use; see `Node.discard`."""
-        self.check_range(offset, length).require_writable()
         async with self.traffic:
-            await self.node.discard(offset, length)
+            self.check_range(offset, length)
+            node = self.check_writable()
+            if length:
+                await node.discard(offset, length)
 
     async def flush(self) -> None:
         """Bring every finished write to stable storage."""
@@ -158,27 +196,34 @@ class Handle:
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
     ) -> None:
         """Change the size in bytes; see `Node.resize`."""
-        self.node.require_writable()
         async with self.traffic:
-            await self.node.resize(size, preallocation=preallocation, exact=exact)
+            node = self.check_writable()
+            if not 0 <= size <= OFFSET_MAX:
+                raise OutOfRange(f"a disk cannot be {size} bytes long", filename=node.filename)
+            await node.resize(size, preallocation=preallocation, exact=exact)
 
     async def resolve(self, offset: int, length: int) -> list[Span]:
         """Say where a range is, down to the leaves; see `Node.resolve`."""
-        self.check_range(offset, length)
         async with self.traffic:
-            return await self.node.resolve(offset, length)
+            node = self.check_range(offset, length)
+            return await node.resolve(offset, length) if length else []
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """As `resolve`, with the storage's holes as zeros; see `Node.allocation`."""
-        self.check_range(offset, length)
         async with self.traffic:
-            return await self.node.allocation(offset, length)
+            node = self.check_range(offset, length)
+            return await node.allocation(offset, length) if length else []
 
     @asynccontextmanager
-    async def drained(self) -> AsyncIterator[None]:
+    async def drained(self) -> AsyncGenerator[None, None]:
         """Hold new requests back while the block runs; nothing is in flight inside it."""
         await self.traffic.drain()
         try:
             yield
         finally:
             self.traffic.release()
+
+
+def _in_bytes(view: memoryview) -> memoryview:
+    """Return the same memory, so that lengths and slices count bytes."""
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

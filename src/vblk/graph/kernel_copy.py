@@ -94,7 +94,8 @@ class KernelCopier:
         source, target = os.fstat(self._source), os.fstat(self._target)
         if source.st_dev != target.st_dev:
             return None
-        return os.fstatvfs(self._target).f_bsize
+        volume = os.fstatvfs(self._target)
+        return volume.f_frsize or volume.f_bsize
 
     def _reflink(self, source_offset: int, target_offset: int, length: int) -> int:
         assert self._block is not None
@@ -107,10 +108,9 @@ class KernelCopier:
         try:
             fcntl.ioctl(self._target, _FICLONERANGE, order)
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                return 0
-            self._can_reflink = False
-            _raise_unless_impossible(error, "reflink", target_offset, length)
+            if error.errno != errno.EINVAL:  # that is about this range, not about the files
+                _raise_unless_impossible(error, "reflink", target_offset, length)
+                self._can_reflink = False
             return 0
         return length
 
@@ -118,13 +118,17 @@ class KernelCopier:
         try:
             return os.copy_file_range(self._source, self._target, length, source_offset, target_offset)
         except OSError as error:
-            self._can_copy = False
             _raise_unless_impossible(error, "copy_file_range", target_offset, length)
+            self._can_copy = False
             return 0
 
     def _sendfile(self, source_offset: int, target_offset: int, length: int) -> int:
+        import fcntl
+
+        # A write-through descriptor stays one when it is opened anew.
+        stable = fcntl.fcntl(self._target, fcntl.F_GETFL) & os.O_SYNC
         try:
-            target = os.open(f"/proc/self/fd/{self._target}", os.O_WRONLY | os.O_CLOEXEC)
+            target = os.open(f"/proc/self/fd/{self._target}", os.O_WRONLY | os.O_CLOEXEC | stable)
         except OSError:
             self._can_send = False
             return 0
@@ -132,8 +136,8 @@ class KernelCopier:
             os.lseek(target, target_offset, os.SEEK_SET)
             return os.sendfile(target, self._source, source_offset, length)
         except OSError as error:
-            self._can_send = False
             _raise_unless_impossible(error, "sendfile", target_offset, length)
+            self._can_send = False
             return 0
         finally:
             os.close(target)

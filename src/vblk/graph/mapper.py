@@ -105,14 +105,7 @@ class Mapper(Node):
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, pieces that lie apart side by side."""
-        spans = await self.resolve(offset, len(buffer))
-        if self.backing_left_closed and not all(span.present for span in spans):
-            raise GraphError(
-                "this range is in the parent image, which was not opened",
-                filename=self.filename,
-                offset=offset,
-            )
-        await read_spans(spans, offset, buffer)
+        await read_spans(await self.resolve(offset, len(buffer)), offset, buffer)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write payload to the places that the format allocates for it."""
@@ -148,7 +141,12 @@ class Mapper(Node):
         )
 
     async def resolve(self, offset: int, length: int) -> list[Span]:
-        """Walk the chain below down to leaves."""
+        """Walk the chain below down to leaves.
+
+        Raises:
+            GraphError: A range is in a backing image that was left closed: what
+                it holds is not known, and zeros would be a lie.
+        """
         spans: list[Span] = []
         for extent in await self.extents(offset, length):
             await self._resolve_extent(extent, spans)
@@ -165,6 +163,14 @@ class Mapper(Node):
             spans.append(Span(Kind.ZERO, guest, length))
         elif extent.kind is Kind.ENCODED:
             raise Unsupported("this format's encoded data cannot be read", filename=self.filename)
+        elif self.backing_left_closed:
+            raise GraphError(
+                "this range is in the parent image, which was not opened",
+                filename=self.filename,
+                operation="read",
+                offset=guest,
+                length=length,
+            )
         elif self.backing is None:
             spans.append(Span(Kind.ZERO, guest, length, present=False))
         else:
@@ -196,8 +202,9 @@ class Mapper(Node):
 
     def attach_backing(self, node: Node | None) -> None:
         """Set what absent ranges are read from; the graph owns the edge."""
-        assert node is None or Role.BACKING.value in self.children
+        assert node is self.child(Role.BACKING)
         self.backing = node
+        self.backing_left_closed = False
 
     async def flush(self) -> None:
         """Bring payload and metadata to stable storage."""

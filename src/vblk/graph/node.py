@@ -12,7 +12,7 @@ ranges; inside the graph requests are asserted, not checked.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -184,7 +184,7 @@ class Opaque(Node):
         return [Span(Kind.DATA, offset, length, self, offset)]
 
     @asynccontextmanager
-    async def place(self, offset: int, length: int) -> AsyncIterator[list[Span]]:
+    async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
         """Answer with this node itself: its `write` needs no mapping."""
         self.require_writable()
         yield [Span(Kind.DATA, offset, length, self, offset)]

@@ -10,9 +10,9 @@ placement is published only when all of them arrived (`Node.place`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from vblk.aio.engine import Engine
+from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.graph.kernel_copy import KernelCopier, Means
 from vblk.graph.node import Leaf, Node, Span, coalesce
@@ -96,24 +96,52 @@ class Mover:
     async def _move_piece(
         self, source: Node, source_offset: int, target: Node, target_offset: int, length: int
     ) -> None:
-        done = 0
-        copier = self._copier(source, target)
-        if copier is not None and isinstance(target, Leaf):
-            while done < length and copier.usable:
-                start, goal, left = source_offset + done, target_offset + done, length - done
-                means, count = await self._engine.run(partial(copier.copy, start, goal, left))
-                if count:
-                    target.written(goal, count)
-                    self.moved.add(means, count)
-                    done += count
-                elif not copier.usable or means is Means.NONE:
-                    break
+        done = await self._move_in_kernel(source, source_offset, target, target_offset, length)
         while done < length:
             piece = min(BUFFER_MAX, length - done)
             data = await source.read(source_offset + done, piece)
             await target.write(target_offset + done, data)
             self.moved.add(Means.MEMORY, piece)
             done += piece
+
+    async def _move_in_kernel(
+        self, source: Node, source_offset: int, target: Node, target_offset: int, length: int
+    ) -> int:
+        """Move bytes without passing memory, as far as that goes; return how many went."""
+        copier = self._copier(source, target)
+        if copier is None:
+            return 0
+        assert isinstance(target, Leaf)
+        done = 0
+        while done < length and copier.usable:
+            count = await self._copy_once(
+                copier, source_offset + done, target, target_offset + done, length - done
+            )
+            if not count:
+                break
+            done += count
+        return done
+
+    async def _copy_once(
+        self, copier: KernelCopier, source_offset: int, target: Leaf, target_offset: int, length: int
+    ) -> int:
+        """Let the kernel copy one piece, and note what arrived even if nobody waits for it any more."""
+        means, count = Means.NONE, 0
+
+        def copy() -> None:
+            nonlocal means, count
+            means, count = copier.copy(source_offset, target_offset, length)
+
+        try:
+            await self._engine.run(copy)
+        except BlockError as error:
+            error.filename = error.filename or target.filename
+            raise
+        finally:
+            if count:
+                target.written(target_offset, count)
+                self.moved.add(means, count)
+        return count
 
     def _copier(self, source: Node, target: Node) -> KernelCopier | None:
         if not isinstance(source, Leaf) or not isinstance(target, Leaf):

@@ -6,9 +6,10 @@ driver's `open_node`.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
-from vblk.errors import OptionError
+from vblk.errors import BlockError, OptionError
 from vblk.graph.edge import Permission, Role
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
@@ -54,6 +55,9 @@ class Site:
     `permissions` and `shared` are those of the edge that will lead to the node;
     a leaf publishes them to other processes. `probed` says that the format was
     guessed from the image's bytes.
+
+    A driver that fails may simply raise: `vblk.opening` then closes what was
+    opened through the site.
     """
 
     graph: Graph
@@ -66,23 +70,39 @@ class Site:
     permissions: Permission
     shared: Permission
     probed: bool = False
+    _opened: list[Node] = field(default_factory=list[Node])
 
     async def child(self, key: str = "file") -> Node:
-        """Open the child that the options name under `key`."""
+        """Open the child that the options name under `key`, or find the node that they refer to."""
         wanted = self.options.children.get(key)
         if wanted is None:
             raise OptionError(f'A block device must be specified for "{key}"')
         if isinstance(wanted, NodeReference):
             return self.graph.find(wanted.name)
-        return await self.open(wanted, replace(self.request, read_only=self.read_only))
+        node = await self.open(wanted, replace(self.request, read_only=self.read_only))
+        self._opened.append(node)
+        return node
 
     async def take(self, node: Node, file: Node) -> Node:
-        """Add a new parent node and its `file` to the graph, or close both."""
+        """Add a new parent node to the graph and attach its `file`.
+
+        Raises:
+            GraphError: Another node has its name, or the file may not be used so.
+        """
         try:
             self.graph.add(node)
-            self.graph.attach(node, Role.FILE, file)
         except BaseException:
-            await self.graph.discard_unused(node)
-            await self.graph.discard_unused(file)
+            await node.close()
             raise
+        self._opened.append(node)
+        self.graph.attach(node, Role.FILE, file)
         return node
+
+    async def abandon(self) -> None:
+        """Close what was opened through this site and got no user, parents first.
+
+        What fails meanwhile is of no interest: why the open failed is.
+        """
+        for node in reversed(self._opened):
+            with suppress(BlockError):
+                await self.graph.discard_unused(node)
