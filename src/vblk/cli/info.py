@@ -1,0 +1,167 @@
+"""`vblk info`: what an image is.
+
+Owns: QEMU's report of an image, for people and as JSON, and a table for
+terminals. What is special to a format comes from its node.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from vblk.cli.command import Verb, flag, option
+from vblk.cli.console import Console
+from vblk.cli.failure import SUCCESS
+from vblk.cli.images import ImageArguments, chain_of, image_graph, image_options, open_named
+from vblk.cli.values import OUTPUT_TYPE
+from vblk.graph.edge import Role
+from vblk.graph.node import Leaf, Node
+from vblk.options import format_size
+
+
+@dataclass(slots=True)
+class Arguments(ImageArguments):
+    """The words of one call."""
+
+    output: str
+    backing_chain: bool
+
+
+async def run(arguments: Arguments, console: Console) -> int:
+    """Open the image, with its chain if that was asked for, and report."""
+    name = arguments.one_operand()
+    async with image_graph(arguments) as graph:
+        handle = await open_named(graph, name, arguments, console, backing=arguments.backing_chain)
+        nodes = chain_of(handle.node) if arguments.backing_chain else [handle.node]
+        reports = [await describe_image(node) for node in nodes]
+        warnings = [warning for node in nodes for warning in node.warnings]
+    if arguments.output == "json":
+        import json
+
+        console.print(json.dumps(reports if arguments.backing_chain else reports[0], indent=4))
+    elif console.watched:
+        from vblk.cli.terminal import show_reports
+
+        show_reports(console, reports)
+    else:
+        for number, report in enumerate(reports):
+            console.print(*([""] if number else []), *report_lines(report))
+    for warning in warnings:
+        console.warn(warning)
+    return SUCCESS
+
+
+async def describe_image(node: Node) -> dict[str, Any]:
+    """Return the facts of one image, under QEMU's names and in QEMU's order."""
+    specific = await _specific(node)
+    backing = _backing(node, specific)
+    report: dict[str, Any] = {}
+    if backing is not None:
+        report["backing-filename-format"] = node.driver
+    report["virtual-size"] = node.size
+    report["filename"] = node.filename
+    if "block-size" in specific:
+        report["cluster-size"] = specific["block-size"]
+    report["format"] = node.driver
+    taken = await allocated_bytes(node)
+    if taken is not None:
+        report["actual-size"] = taken
+    if specific:
+        report["format-specific"] = {"type": node.driver, "data": specific}
+    if backing is not None:
+        named, full = backing
+        if full is not None:
+            report["full-backing-filename"] = full
+        report["backing-filename"] = named
+    report["dirty-flag"] = bool(cast("Mapping[str, Any]", specific.get("log", {})).get("dirty", False))
+    return report
+
+
+async def _specific(node: Node) -> dict[str, Any]:
+    if node.driver == "vhdx":
+        from vblk.drivers.vhdx import VhdxNode
+
+        if isinstance(node, VhdxNode):
+            await node.scan()
+    return dict(node.info())
+
+
+def _backing(node: Node, specific: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Return the parent's name as the image has it, and where it was found, if it was opened."""
+    parent = specific.get("parent")
+    opened = node.child(Role.BACKING)
+    if parent is None:
+        return None if opened is None else (opened.filename, opened.filename)
+    paths = cast("Mapping[str, str]", parent.get("paths", {}))
+    named = next(iter(paths.values()), "")
+    return named, None if opened is None else opened.filename
+
+
+async def allocated_bytes(node: Node) -> int | None:
+    """Return the bytes that an image takes on its storage, its parents left out; None if unknown."""
+    total = 0
+    stack = [node]
+    while stack:
+        member = stack.pop()
+        if isinstance(member, Leaf):
+            taken = await member.allocated_bytes()
+            if taken is None:
+                return None
+            total += taken
+        stack += [edge.node for edge in member.children.values() if edge.role is not Role.BACKING]
+    return total
+
+
+def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield QEMU's lines about one image."""
+    size = report["virtual-size"]
+    yield f"image: {report['filename']}"
+    yield f"file format: {report['format']}"
+    yield f"virtual size: {format_size(size)} ({size} bytes)"
+    yield f"disk size: {format_size(report['actual-size']) if 'actual-size' in report else 'unavailable'}"
+    if "cluster-size" in report:
+        yield f"cluster_size: {report['cluster-size']}"
+    if report["dirty-flag"]:
+        yield "cleanly shut down: no"
+    if "backing-filename" in report:
+        named, full = report["backing-filename"], report.get("full-backing-filename")
+        yield f"backing file: {named}" + (f" (actual path: {full})" if full not in (None, named) else "")
+        yield f"backing file format: {report['backing-filename-format']}"
+    if "format-specific" in report:
+        yield "Format specific information:"
+        yield from _nested(report["format-specific"]["data"], 1)
+
+
+def _nested(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[str]:
+    """Yield the lines of a tree as QEMU indents it."""
+    pairs: Iterator[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        pairs = ((key.replace("-", " "), member) for key, member in value.items())
+    else:
+        pairs = ((f"[{index}]", member) for index, member in enumerate(value))
+    for key, member in pairs:
+        if isinstance(member, dict | list | tuple):
+            yield f"{'    ' * depth}{key}:"
+            yield from _nested(cast("Mapping[str, Any] | Sequence[Any]", member), depth + 1)
+        else:
+            yield f"{'    ' * depth}{key}: {scalar_text(member)}"
+
+
+def scalar_text(value: object) -> str:
+    """Write one value as QEMU does."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+VERB = Verb(
+    "info",
+    run,
+    Arguments,
+    [
+        option("--output", metavar="human|json", type=OUTPUT_TYPE, default="human", help="How to report."),
+        flag("--backing-chain", help="Report the image and all its parents."),
+        *image_options(),
+    ],
+    operands="FILENAME",
+    help="Tell what an image is: format, sizes, identity, log and parents.",
+)

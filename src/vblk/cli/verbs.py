@@ -1,0 +1,101 @@
+"""The table of verbs: where each one is, and what it is for.
+
+Owns: names and summaries, so that help needs no verb's module and a start
+imports only the verb that was asked for.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, cast
+
+from vblk.cli.command import Verb
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A verb's module below `vblk.cli`, its line in the help, and its usage in QEMU's style."""
+
+    module: str
+    summary: str
+    usage: str
+
+
+COMMON: Final = "[--image-opts] [-f fmt] [-T src_cache] [-U]"
+
+VERBS: Final[dict[str, Entry]] = {
+    "bench": Entry(
+        "bench",
+        "Measure many equal requests on an image.",
+        "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] "
+        "[-o offset] [--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
+    ),
+    "chain": Entry(
+        "chain", "Show an image and all its parents as a tree.", f"[--output=ofmt] {COMMON} filename"
+    ),
+    "check": Entry(
+        "check",
+        "Look for damage in an image's tables.",
+        "[--image-opts] [-q] [-f fmt] [--output=ofmt] [-T src_cache] [-U] filename",
+    ),
+    "compare": Entry(
+        "compare",
+        "Tell whether two images have the same content.",
+        "[--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 filename2",
+    ),
+    "convert": Entry(
+        "convert",
+        "Copy one or more images into another format.",
+        "[--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-p] [-q] [-n] [-f fmt] "
+        "[-t cache] [-T src_cache] [-O output_fmt] [-o options] [-S sparse_size] [-r rate_limit] "
+        "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
+    ),
+    "create": Entry("create", "Make a new image.", "[-q] [-f fmt] [-o options] filename [size]"),
+    "dd": Entry(
+        "dd",
+        "Copy blocks of an image.",
+        "[--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] "
+        "if=input of=output",
+    ),
+    "drop-in": Entry("drop_in", "Write programs with QEMU's names into a folder.", "DIR"),
+    "info": Entry(
+        "info",
+        "Tell what an image is.",
+        f"[--output=ofmt] [--backing-chain] {COMMON} filename",
+    ),
+    "io": Entry(
+        "io", "Read, write and examine an image by commands, as qemu-io does.", "[options] [filename]"
+    ),
+    "map": Entry(
+        "map",
+        "Show where an image's data is.",
+        f"[--start-offset=offset] [--max-length=len] [--output=ofmt] {COMMON} filename",
+    ),
+    "measure": Entry(
+        "measure",
+        "Calculate the file size that a new image needs.",
+        "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--image-opts] [-f fmt] filename]",
+    ),
+    "resize": Entry(
+        "resize",
+        "Change the size of an image.",
+        "[--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size",
+    ),
+}
+
+ABSENT: Final = ("bitmap", "commit", "rebase", "snapshot")
+"""Verbs of qemu-img that this version answers with a sentence."""
+
+UNLISTED: Final = {"amend": "amend"}
+"""A verb that does nothing but say, as QEMU does, that the format cannot do it; with its module."""
+
+
+def load_verb(name: str) -> Verb[Any] | None:
+    """Import the verb of that name; None if there is none."""
+    if name in ABSENT:
+        from vblk.cli.absent import verb
+
+        return verb(name)
+    module = VERBS[name].module if name in VERBS else UNLISTED.get(name)
+    if module is None:
+        return None
+    return cast("Verb[Any]", import_module(f"vblk.cli.{module}").VERB)

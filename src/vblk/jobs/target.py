@@ -1,0 +1,203 @@
+"""New image files: made beside their final name, and put in place when they are whole.
+
+Owns: which targets are replaced and which are written in place, temporary names
+and what becomes of them. It knows no format and no bytes.
+
+Ordering rule: an existing file is locked as a writer locks it before anything is
+made, and is replaced by one rename after everything was written. Until then it
+is untouched; after a failure or a cancellation nothing new is left.
+
+A file that has further names (hard links), or that stands in a folder where no
+file can be made, and everything that is not a regular file, is written in place.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from vblk.errors import BlockError, StorageError
+from vblk.graph.handle import Handle
+from vblk.graph.node import Node, Preallocation
+from vblk.graph.registry import Graph
+from vblk.opening import open_image
+from vblk.options import NodeOptions
+from vblk.units import KIB, align_up
+
+FIRST_BLOCK = 4 * KIB
+SECTOR = 512
+_NEW_MODE = 0o644
+_NO_NEW_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a new image will stand.
+
+    `path` is the file's own name, after symbolic links. `existing` is what
+    stands there, or None. `temporary` is where it is made; None: in place.
+    """
+
+    name: str
+    path: str
+    existing: os.stat_result | None
+    temporary: str | None
+
+
+@asynccontextmanager
+async def new_raw_image(
+    graph: Graph,
+    name: str,
+    size: int,
+    *,
+    preallocation: Preallocation = Preallocation.OFF,
+    cache: str = "writeback",
+) -> AsyncGenerator[Handle]:
+    """Yield a new raw image of `size` bytes, which reads as zeros; keep it if the block ends well.
+
+    A file's length is rounded up to whole sectors. Its first block is written,
+    so that those who open it with O_DIRECT can find out what alignment it wants.
+
+    Args:
+        graph: Where the nodes live.
+        name: The file's name.
+        size: Bytes.
+        preallocation: What is done for the space.
+        cache: The cache mode of the writes; with `unsafe` nothing is flushed.
+
+    Raises:
+        StorageError: The file cannot be made, or grows too large.
+        PermissionConflict: Somebody uses the file that stands there.
+        NoSpace: There is no room for it.
+    """
+    place = await graph.engine.run(lambda: _find_place(name))
+    guard: Handle | None = None
+    made = False
+    try:
+        if place.existing is not None:
+            guard = await _open_below(graph, place.path, name, place.existing, cache)
+        if place.temporary is not None:
+            await graph.engine.run(lambda: _make_file(place))
+            made = True
+            handle = await _open_file(graph, place.temporary, name, cache)
+        elif guard is not None:
+            handle, guard = guard, None
+        else:
+            await graph.engine.run(lambda: _make_file(place))
+            handle = await _open_file(graph, place.path, name, cache)
+        await _prepare(handle, place, size, preallocation)
+        yield handle
+        if cache != "unsafe":
+            await handle.flush()
+        if place.temporary is not None:
+            await graph.engine.run(lambda: _publish(place, durable=cache != "unsafe"))
+            made = False
+        await graph.release(handle)
+    finally:
+        if guard is not None:
+            await graph.release(guard)
+        if made:
+            assert place.temporary is not None
+            with suppress(OSError):
+                os.unlink(place.temporary)
+
+
+def _find_place(name: str) -> _Place:
+    path = os.path.realpath(name)
+    try:
+        existing = os.stat(path)
+    except FileNotFoundError:
+        existing = None
+    except OSError as error:
+        raise _not_created(name, error) from error
+    if existing is not None and stat.S_ISDIR(existing.st_mode):
+        raise _not_created(name, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    whole = existing is None or (stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1)
+    return _Place(name, path, existing, _temporary_name(path) if whole else None)
+
+
+def _temporary_name(path: str) -> str:
+    folder, base = os.path.split(path)
+    return os.path.join(folder, f".{base[:180]}.{os.urandom(6).hex()}.vblk-part")
+
+
+def _make_file(place: _Place) -> None:
+    """Create the file, empty, with the mode and owner of the one it will replace."""
+    path = place.temporary or place.path
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, _NEW_MODE)
+    except OSError as error:
+        raise _not_created(place.name, error) from error
+    try:
+        if place.existing is not None:
+            with suppress(OSError):
+                os.fchown(descriptor, place.existing.st_uid, place.existing.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(place.existing.st_mode))
+    finally:
+        os.close(descriptor)
+
+
+def _not_created(name: str, error: OSError) -> StorageError:
+    number = error.errno or errno.EIO
+    return StorageError(number, f"Could not create '{name}': {error.strerror}", filename=name)
+
+
+async def _open_file(graph: Graph, path: str, name: str, cache: str) -> Handle:
+    """Open a raw image over a file; errors call it by the name that its user knows."""
+    return await _open_raw(graph, NodeOptions(driver="file", own={"filename": path}), name, cache)
+
+
+async def _open_below(graph: Graph, path: str, name: str, status: os.stat_result, cache: str) -> Handle:
+    driver = "file" if stat.S_ISREG(status.st_mode) else "host_device"
+    return await _open_raw(graph, NodeOptions(driver=driver, own={"filename": path}), name, cache)
+
+
+async def _open_raw(graph: Graph, file: NodeOptions, name: str, cache: str) -> Handle:
+    options = NodeOptions(driver="raw", children={"file": file})
+    try:
+        handle = await open_image(graph, options, read_only=False, cache=cache, user="the new image")
+    except BlockError as error:
+        rename_error(error, str(file.own["filename"]), name)
+        raise
+    node: Node | None = handle.node
+    while node is not None:
+        node.filename = name
+        node = next((edge.node for edge in node.children.values()), None)
+    return handle
+
+
+def rename_error(error: BlockError, path: str, name: str) -> None:
+    """Let an error speak of a file by the name that the user gave."""
+    error.message = error.message.replace(path, name)
+    if error.filename == path:
+        error.filename = name
+
+
+async def _prepare(handle: Handle, place: _Place, size: int, preallocation: Preallocation) -> None:
+    existing = place.existing
+    if existing is not None and not stat.S_ISREG(existing.st_mode):
+        if handle.size < size:
+            raise StorageError(errno.ENOSPC, "the device is smaller than the image", filename=place.name)
+        return
+    if place.temporary is None and existing is not None:
+        await handle.resize(0)
+    await handle.resize(align_up(size, SECTOR), preallocation=preallocation)
+    if size and preallocation is Preallocation.OFF:
+        await handle.write(0, bytes(min(FIRST_BLOCK, align_up(size, SECTOR))))
+
+
+def _publish(place: _Place, *, durable: bool) -> None:
+    assert place.temporary is not None
+    try:
+        os.rename(place.temporary, place.path)
+    except OSError as error:
+        raise _not_created(place.name, error) from error
+    if durable:
+        folder = os.open(os.path.dirname(place.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

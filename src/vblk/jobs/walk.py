@@ -1,0 +1,137 @@
+"""Walking over the spans of an image in bounded steps.
+
+Owns: the size of the steps. A disk of 64 TiB has millions of blocks; asking for
+all of them at once would take memory by its size, asking for each would take
+ages where the disk is empty. So the step grows over plain country and shrinks
+where there is much to say.
+"""
+
+from collections.abc import AsyncIterator, Callable
+
+from vblk.errors import BlockError
+from vblk.extent import Kind
+from vblk.graph.handle import Handle
+from vblk.graph.node import Span, coalesce
+from vblk.units import MIB, TIB, align_up
+
+STEP_FIRST = 256 * MIB
+STEP_LEAST = 16 * MIB
+STEP_MOST = TIB
+SECTOR = 512
+SPANS_FEW = 64
+SPANS_MANY = 4096
+
+
+async def walk(handle: Handle, offset: int, length: int, *, refined: bool = True) -> AsyncIterator[Span]:
+    """Yield the spans of a range in order, gapless, neighbours within a step joined.
+
+    Args:
+        handle: The image.
+        offset: First byte.
+        length: Bytes; the range must lie within the image.
+        refined: Whether the storage is asked for its holes, which come as zeros.
+    """
+    end = offset + length
+    step = STEP_FIRST
+    while offset < end:
+        piece = min(step, end - offset)
+        spans = await (handle.allocation if refined else handle.resolve)(offset, piece)
+        for span in coalesce(spans):
+            yield span
+        offset += piece
+        if len(spans) < SPANS_FEW:
+            step = min(step * 2, STEP_MOST)
+        elif len(spans) > SPANS_MANY:
+            step = max(step // 4, STEP_LEAST)
+
+
+async def walk_salvaging(
+    handle: Handle, offset: int, length: int, lost: Callable[[int, BlockError], None]
+) -> AsyncIterator[Span]:
+    """As `walk`; sectors about which nothing can be learnt count as data, after `lost` was told."""
+    end = offset + length
+    while offset < end:
+        piece = min(STEP_FIRST, end - offset)
+        async for span in _salvage(handle, offset, piece, lost):
+            yield span
+        offset += piece
+
+
+async def _salvage(
+    handle: Handle, offset: int, length: int, lost: Callable[[int, BlockError], None]
+) -> AsyncIterator[Span]:
+    try:
+        spans = coalesce(await handle.allocation(offset, length))
+    except BlockError as error:
+        if length <= SECTOR:
+            lost(offset, error)
+            yield Span(Kind.DATA, offset, length)
+            return
+    else:
+        for span in spans:
+            yield span
+        return
+    half = align_up(length // 2, SECTOR)
+    for start, part in ((offset, half), (offset + half, length - half)):
+        async for span in _salvage(handle, start, part, lost):
+            yield span
+
+
+async def walk_joined(handle: Handle, offset: int, length: int) -> AsyncIterator[Span]:
+    """As `walk`, with neighbours joined across steps too.
+
+    Only for those who show spans: a joined span may be as long as the disk.
+    """
+    held: Span | None = None
+    async for span in walk(handle, offset, length):
+        if held is None:
+            held = span
+            continue
+        joined = coalesce([held, span])
+        if len(joined) == 2:
+            yield held
+            held = span
+        else:
+            held = joined[0]
+    if held is not None:
+        yield held
+
+
+class SpanReader:
+    """The spans of one image as a stream from which pieces are cut.
+
+    For walking over two images side by side.
+    """
+
+    def __init__(self, handle: Handle, offset: int, length: int) -> None:
+        self._spans = walk(handle, offset, length)
+        self._current: Span | None = None
+
+    async def peek(self) -> Span | None:
+        """Return what is left of the present span; None at the end."""
+        if self._current is None:
+            self._current = await anext(self._spans, None)
+        return self._current
+
+    def cut(self, length: int) -> Span:
+        """Take `length` bytes off the present span, which is at least as long."""
+        span = self._current
+        assert span is not None
+        assert 0 < length <= span.length
+        taken = Span(
+            span.kind, span.guest_offset, length, span.leaf, span.leaf_offset, span.depth, span.present
+        )
+        if length == span.length:
+            self._current = None
+        else:
+            rest = Span(
+                span.kind,
+                span.guest_offset + length,
+                span.length - length,
+                span.leaf,
+                span.leaf_offset + length,
+                span.depth,
+                span.present,
+            )
+            self._current = rest
+        return taken
