@@ -1,1 +1,6 @@
-"""Pure codecs: checksums, identifiers and byte ranges, shared by all formats."""
+"""Pure codecs: checksums, identifiers and byte ranges, shared by all formats.
+
+Import its modules: `crc32c`, `guid`, `ranges`.
+"""
+
+__all__: list[str] = []

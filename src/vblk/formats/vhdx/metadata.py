@@ -248,67 +248,14 @@ def parse_disk_facts(table: MetadataTable, content: Mapping[Guid, bytes], region
     Raises:
         CorruptImage: A mandatory item is missing or says what cannot be.
     """
-    findings: list[Finding] = []
-    reasons: list[str] = []
-
-    def place(item_id: Guid) -> int:
-        item = table.known.get(item_id)
-        return region_offset if item is None else region_offset + item.offset
-
-    def mandatory(item_id: Guid) -> bytes:
-        if item_id not in table.known:
-            raise CorruptImage(
-                Reason.MISSING_ITEM, f"the metadata has no {_NAMES[item_id]}", offset=region_offset
-            )
-        return content[item_id]
-
-    def missing(item_id: Guid, instead: str) -> None:
-        message = f"the metadata has no {_NAMES[item_id]}; {instead}"
-        findings.append(Finding("M3", Severity.ERROR, message, region_offset))
-        reasons.append(message)
-
-    block_size, bits = struct.unpack("<II", mandatory(ITEM_FILE_PARAMETERS))
-    _check_block_size(block_size, place(ITEM_FILE_PARAMETERS))
-    if bits & ~3:
-        findings.append(
-            Finding(
-                "M14",
-                Severity.WARNING,
-                "reserved bits of the file parameters are set",
-                place(ITEM_FILE_PARAMETERS) + 4,
-            )
-        )
-    logical = int.from_bytes(mandatory(ITEM_LOGICAL_SECTOR_SIZE), "little")
-    if logical not in SECTOR_SIZES:
-        raise CorruptImage(
-            Reason.BAD_VALUE,
-            f"the logical sector size is {logical}; it must be 512 or 4096",
-            offset=place(ITEM_LOGICAL_SECTOR_SIZE),
-        )
-    size = int.from_bytes(mandatory(ITEM_VIRTUAL_DISK_SIZE), "little")
-    _check_virtual_size(size, logical, place(ITEM_VIRTUAL_DISK_SIZE))
-    physical = 512
-    if ITEM_PHYSICAL_SECTOR_SIZE in table.known:
-        physical = int.from_bytes(content[ITEM_PHYSICAL_SECTOR_SIZE], "little")
-        if physical not in SECTOR_SIZES:
-            findings.append(
-                Finding(
-                    "M23",
-                    Severity.WARNING,
-                    f"the physical sector size is {physical}, neither 512 nor 4096; {logical} is used",
-                    place(ITEM_PHYSICAL_SECTOR_SIZE),
-                )
-            )
-            physical = logical
-    else:
-        missing(ITEM_PHYSICAL_SECTOR_SIZE, "512 is used")
-    disk_id = ZERO_GUID
-    if ITEM_VIRTUAL_DISK_ID in table.known:
-        disk_id = Guid(content[ITEM_VIRTUAL_DISK_ID])
-    else:
-        missing(ITEM_VIRTUAL_DISK_ID, "the id is taken as zero")
+    judge = _FactsJudge(table, content, region_offset)
+    block_size, bits = judge.file_parameters()
+    logical = judge.logical_sector_size()
+    size = judge.virtual_size(logical)
+    physical = judge.physical_sector_size(logical)
+    disk_id = judge.disk_id()
     has_parent = bool(bits & 2)
-    _check_locator_presence(table, has_parent, region_offset, findings)
+    _check_locator_presence(table, has_parent, region_offset, judge.findings)
     return DiskFacts(
         block_size,
         bool(bits & 1),
@@ -317,9 +264,79 @@ def parse_disk_facts(table: MetadataTable, content: Mapping[Guid, bytes], region
         disk_id,
         logical,
         physical,
-        tuple(findings),
-        tuple(reasons),
+        tuple(judge.findings),
+        tuple(judge.reasons),
     )
+
+
+class _FactsJudge:
+    """Reads one item after the other and collects what is odd."""
+
+    def __init__(self, table: MetadataTable, content: Mapping[Guid, bytes], region_offset: int) -> None:
+        self._known = table.known
+        self._content = content
+        self._region_offset = region_offset
+        self.findings: list[Finding] = []
+        self.reasons: list[str] = []
+
+    def file_parameters(self) -> tuple[int, int]:
+        """Return the block size and the flags."""
+        block_size, bits = struct.unpack("<II", self._mandatory(ITEM_FILE_PARAMETERS))
+        at = self._place(ITEM_FILE_PARAMETERS)
+        _check_block_size(block_size, at)
+        if bits & ~3:
+            message = "reserved bits of the file parameters are set"
+            self.findings.append(Finding("M14", Severity.WARNING, message, at + 4))
+        return block_size, bits
+
+    def logical_sector_size(self) -> int:
+        size = int.from_bytes(self._mandatory(ITEM_LOGICAL_SECTOR_SIZE), "little")
+        if size not in SECTOR_SIZES:
+            raise CorruptImage(
+                Reason.BAD_VALUE,
+                f"the logical sector size is {size}; it must be 512 or 4096",
+                offset=self._place(ITEM_LOGICAL_SECTOR_SIZE),
+            )
+        return size
+
+    def virtual_size(self, sector_size: int) -> int:
+        size = int.from_bytes(self._mandatory(ITEM_VIRTUAL_DISK_SIZE), "little")
+        _check_virtual_size(size, sector_size, self._place(ITEM_VIRTUAL_DISK_SIZE))
+        return size
+
+    def physical_sector_size(self, logical: int) -> int:
+        raw = self._optional(ITEM_PHYSICAL_SECTOR_SIZE, "512 is used")
+        if raw is None:
+            return 512
+        size = int.from_bytes(raw, "little")
+        if size in SECTOR_SIZES:
+            return size
+        message = f"the physical sector size is {size}, neither 512 nor 4096; {logical} is used"
+        place = self._place(ITEM_PHYSICAL_SECTOR_SIZE)
+        self.findings.append(Finding("M23", Severity.WARNING, message, place))
+        return logical
+
+    def disk_id(self) -> Guid:
+        raw = self._optional(ITEM_VIRTUAL_DISK_ID, "the id is taken as zero")
+        return ZERO_GUID if raw is None else Guid(raw)
+
+    def _place(self, item_id: Guid) -> int:
+        return self._region_offset + self._known[item_id].offset
+
+    def _mandatory(self, item_id: Guid) -> bytes:
+        if item_id not in self._known:
+            raise CorruptImage(
+                Reason.MISSING_ITEM, f"the metadata has no {_NAMES[item_id]}", offset=self._region_offset
+            )
+        return self._content[item_id]
+
+    def _optional(self, item_id: Guid, instead: str) -> bytes | None:
+        if item_id in self._known:
+            return self._content[item_id]
+        message = f"the metadata has no {_NAMES[item_id]}; {instead}"
+        self.findings.append(Finding("M3", Severity.ERROR, message, self._region_offset))
+        self.reasons.append(message)
+        return None
 
 
 def _check_block_size(block_size: int, at: int) -> None:
