@@ -1,0 +1,243 @@
+"""Opening, reopening and closing the image of a session.
+
+Owns: what the options of a call mean for an image, and the nodes that `-s` and
+`-C` put on top of it.
+"""
+
+from dataclasses import replace
+
+from vblk.cli.failure import Failure, sentence
+from vblk.cli.images import GUESSED
+from vblk.cli.io.language import Call
+from vblk.cli.io.session import Access, OpenImage, Session
+from vblk.errors import BlockError, GraphError, OptionError
+from vblk.graph.edge import READING, WRITING, Role
+from vblk.graph.node import Node
+from vblk.graph.registry import Graph
+from vblk.graph.site import Request
+from vblk.opening import open_node
+from vblk.options import NodeOptions, merge, parse_image_opts, with_filename
+
+CACHE_MODES = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
+DISCARD_MODES = {"ignore": False, "off": False, "unmap": True, "on": True}
+AIO_MODES = ("threads", "native", "io_uring")
+DIRECT_MODES = ("none", "off", "directsync")
+USER = "vblk io"
+
+_REOPENED = {"raw": ("offset", "size")}
+"""The own options of a driver that an open image can change."""
+
+
+def read_cache(text: str) -> str:
+    """Check the name of a cache mode.
+
+    Raises:
+        Failure: There is none of this name.
+    """
+    if text not in CACHE_MODES:
+        raise Failure(f"Invalid cache option: {text}")
+    return text
+
+
+def read_discard(text: str) -> bool:
+    """Return whether discards reach the image.
+
+    Raises:
+        Failure: There is no such mode.
+    """
+    if text not in DISCARD_MODES:
+        raise Failure(f"Invalid discard option: {text}")
+    return DISCARD_MODES[text]
+
+
+def check_aio(text: str | None, cache: str, options: NodeOptions) -> None:
+    """Refuse engines that this version has not; None and `threads` are right.
+
+    Raises:
+        Failure: With the reason.
+    """
+    if text is None:
+        return
+    if text not in AIO_MODES:
+        raise Failure(f"Invalid aio option: {text}")
+    if text == "native" and cache not in DIRECT_MODES and not options.cache_direct:
+        raise OptionError(
+            "aio=native was specified, but it requires cache.direct=on, which was not specified."
+        )
+    if text != "threads":
+        raise OptionError(f"aio={text} is not supported in this version of vblk: use aio=threads")
+
+
+async def open_command(session: Session, call: Call) -> None:
+    """Open another image, after `close`."""
+    cache = "none" if call.has("n") else "writethrough"
+    if (text := call.value("t")) is not None:
+        cache = read_cache(text)
+    unmap = all(read_discard(text) for text in call.values("d")[-1:])
+    aio = call.value("i") or ("native" if call.has("k") else None)
+    if aio is not None and aio not in AIO_MODES:
+        raise Failure(f"Invalid aio option: {aio}")
+    if len(call.operands) > 1 or (session.image_opts and (not call.operands or call.has("o"))):
+        session.misused(call)
+        return
+    options = NodeOptions()
+    for text in call.values("o"):
+        options = merge(options, parse_image_opts(text, implied=None, warn=session.caution))
+    name = call.operands[0] if call.operands else None
+    if session.image_opts and name is not None:
+        options, name = parse_image_opts(name, warn=session.caution), None
+    access = Access(
+        read_only=call.has("r"),
+        snapshot=call.has("s"),
+        copy_on_read=call.has("C"),
+        force_share=call.has("U"),
+        cache=cache,
+        unmap=unmap,
+    )
+    await open_image(session, name, options, access, aio)
+
+
+async def open_image(
+    session: Session, name: str | None, options: NodeOptions, access: Access, aio: str | None = None
+) -> None:
+    """Open an image for a session that has none.
+
+    Raises:
+        Failure: It does not open; the sentence says why.
+    """
+    if session.image is not None:
+        raise Failure("file open already, try 'help close'")
+    called = "" if name is None else f" device {name}"
+    try:
+        if name is not None:
+            options = with_filename(options, name)
+        image = await _open(options, access, aio)
+    except BlockError as error:
+        text = error.message if error.filename in (None, name) else sentence(error)
+        raise Failure(f"can't open{called}: {text}") from error
+    session.adopt(image)
+    node = image.handle.node
+    file = node.child(Role.FILE)
+    if options.driver is None and node.driver == "raw" and not node.read_only:
+        session.warn(GUESSED.format(node.filename if file is None else file.filename))
+
+
+async def _open(options: NodeOptions, access: Access, aio: str | None) -> OpenImage:
+    if options.driver is None and "file" not in options.children and "filename" not in options.own:
+        raise OptionError("Must specify either driver or file")
+    check_aio(aio, access.cache, options)
+    if access.force_share and not access.read_only:
+        raise OptionError("force-share=on can only be used with read-only images")
+    if options.read_only and not access.read_only:
+        raise OptionError("Block node is read-only")
+    # What lies under a temporary overlay is never written.
+    below_read_only = access.read_only or access.snapshot
+    if access.copy_on_read and access.read_only:
+        raise GraphError("Can't use copy-on-read on read-only device")
+    graph = Graph()
+    try:
+        request = Request(below_read_only, access.cache, access.force_share)
+        node = await open_node(graph, options, request)
+        node = await _decorate(graph, node, access)
+        handle = graph.hold(node, USER, READING if node.read_only else WRITING)
+    except BaseException:
+        await graph.close()
+        raise
+    return OpenImage(graph, handle, options, access)
+
+
+async def _decorate(graph: Graph, node: Node, access: Access) -> Node:
+    if access.snapshot:
+        from vblk.filters import snapshot
+
+        node = await snapshot.put_over(graph, node, read_only=access.read_only)
+    if access.copy_on_read:
+        from vblk.filters import copy_on_read
+
+        node = await copy_on_read.put_over(graph, node)
+    return node
+
+
+async def close_command(session: Session, call: Call) -> None:
+    """Let go of the image."""
+    await session.close_image()
+
+
+async def reopen_command(session: Session, call: Call) -> None:
+    """Change how the image is open: its access, its cache mode, options of its driver."""
+    changes, access = _read_changes(session, call)
+    if call.operands:
+        session.misused(call)
+        return
+    image = session.opened
+    options = _changed(image.options, image.handle.node.driver, changes)
+    if options == image.options and access.cache == image.access.cache:
+        if access.read_only != image.access.read_only:
+            await image.graph.reopen(image.handle.node, read_only=access.read_only)
+            image.access = access
+        return
+    if image.access.snapshot:
+        raise Failure("Cannot change options while a temporary overlay is in use")
+    await session.close_image()
+    try:
+        session.adopt(await _open(options, access, None))
+    except BlockError as error:
+        session.adopt(await _open(image.options, image.access, None))
+        raise Failure(error.message) from error
+
+
+def _read_changes(session: Session, call: Call) -> tuple[NodeOptions, Access]:
+    """Return the options to change, and the access with its changes."""
+    old = session.opened.access
+    if sum(letter in "rw" for letter, _ in call.options) > 1:
+        raise Failure("Only one -r/-w option may be given")
+    read_only, cache = old.read_only, old.cache
+    if call.has("r") or call.has("w"):
+        read_only = call.has("r")
+    if (text := call.value("c")) is not None:
+        cache = read_cache(text)
+    changes = NodeOptions()
+    for text in call.values("o"):
+        changes = merge(changes, parse_image_opts(text, implied=None, warn=session.caution))
+    if changes.read_only is not None:
+        if call.has("r") or call.has("w"):
+            raise Failure("Cannot set both -r/-w and 'read-only'")
+        read_only = changes.read_only
+    if call.has("c") and not (changes.cache_direct is None and changes.cache_no_flush is None):
+        raise Failure("Cannot set both -c and the cache options")
+    access = Access(
+        read_only=read_only,
+        snapshot=old.snapshot,
+        copy_on_read=old.copy_on_read,
+        force_share=old.force_share,
+        cache=cache,
+        unmap=old.unmap if changes.discard is None else changes.discard == "unmap",
+    )
+    return changes, access
+
+
+def _changed(options: NodeOptions, driver: str, changes: NodeOptions) -> NodeOptions:
+    """Return the options of an open image with changes to them.
+
+    Raises:
+        Failure: One of them cannot be changed while the image is open.
+    """
+    if changes.driver not in (None, driver):
+        raise Failure("Cannot change the option 'driver'")
+    for name in changes.own:
+        if name not in _REOPENED.get(driver, ()):
+            raise Failure(f"Cannot change the option '{name}'")
+    for name in changes.children:
+        raise Failure(f"Cannot change the option '{name}'")
+    if changes.node_name not in (None, options.node_name):
+        raise Failure("Cannot change the option 'node-name'")
+    if changes.force_share not in (None, options.force_share):
+        raise Failure("Cannot change the option 'force-share'")
+    if changes.detect_zeroes not in (None, options.detect_zeroes):
+        raise Failure("Cannot change the option 'detect-zeroes'")
+    changed = replace(options, own=options.own | changes.own, read_only=None)
+    if changes.cache_direct is not None:
+        changed.cache_direct = changes.cache_direct
+    if changes.cache_no_flush is not None:
+        changed.cache_no_flush = changes.cache_no_flush
+    return changed
