@@ -22,8 +22,8 @@ class HostDeviceNode(FileNode):
                 f"Unsupported preallocation mode: {preallocation.value}", filename=self.filename
             )
         present = await self.blocking(self.space.size, "resize")
+        if size != present and exact:
+            raise Unsupported("Cannot resize device files", filename=self.filename)
         if size > present:
             raise Unsupported("Cannot grow device files", filename=self.filename)
-        if size < present and exact:
-            raise Unsupported("Cannot resize device files", filename=self.filename)
         self._size = present
