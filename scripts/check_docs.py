@@ -60,7 +60,7 @@ def check_command(line: str) -> Iterator[str]:
     words = shlex.split(line, comments=True)[1:]
     ends = [number for number, word in enumerate(words) if word in ("|", "&&", ">", ";", "||")]
     words = words[: ends[0]] if ends else words
-    if not words or words[0].startswith("-"):
+    if not words or words[0].startswith("-") or words[0].isupper():
         return
     text = help_of(words[0])
     if text is None:

@@ -54,7 +54,7 @@ def names_in(module: Module) -> Iterator[str]:
 
 @functools.cache
 def known_names() -> frozenset[str]:
-    modules = (*package_modules(), *modules_under("tests", "bench", "scripts", "fuzz"))
+    modules = (*package_modules(), *modules_under("tests", "bench", "scripts"))
     return frozenset(name for module in modules for name in names_in(module)) | FOREIGN
 
 
@@ -70,7 +70,7 @@ def exists(name: str) -> bool:
 def test_every_quoted_name_exists() -> None:
     rotten = [
         f"{module.at(line)}: `{name}`"
-        for module in (*package_modules(), *modules_under("bench", "scripts", "fuzz"))
+        for module in (*package_modules(), *modules_under("bench", "scripts"))
         for text, line in docstrings_and_comments(module)
         for name in QUOTED.findall(text)
         if LOOKS_LIKE_A_NAME.fullmatch(name) and not exists(name)
