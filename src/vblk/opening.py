@@ -40,6 +40,8 @@ KNOWN_ELSEWHERE = frozenset(
 )
 """Formats, protocols and filters that others have and this version has not."""
 
+_HANDED_DOWN = ("force_share", "cache_direct", "cache_no_flush", "discard")
+
 
 async def open_image(
     graph: Graph,
@@ -73,13 +75,28 @@ async def open_image(
     if force_share and not read_only:
         raise OptionError("force-share=on can only be used with read-only images")
     request = Request(read_only, cache or "writeback", force_share, backing, rules or ChainRules())
-    node = await open_node(graph, options, request)
+    node = await open_node(graph, hand_down(options), request)
     try:
         permissions = READING if read_only or node.read_only else WRITING
         return graph.hold(node, user, permissions, shared)
     except BaseException:
         await graph.discard_unused(node)
         raise
+
+
+def hand_down(options: NodeOptions) -> NodeOptions:
+    """Let what is said of an image count for the nodes that store it, unless they say otherwise."""
+    children = dict(options.children)
+    for name, child in children.items():
+        if name == "backing" or not isinstance(child, NodeOptions):
+            continue
+        handed = {
+            attribute: getattr(options, attribute)
+            for attribute in _HANDED_DOWN
+            if getattr(child, attribute) is None
+        }
+        children[name] = hand_down(replace(child, **handed))
+    return replace(options, children=children)
 
 
 async def open_node(graph: Graph, options: NodeOptions, request: Request) -> Node:

@@ -153,8 +153,7 @@ async def _opened_target(
         async with new_raw_image(
             graph,
             local_target(name),
-            size,
-            preallocation=creation.mode(),
+            creation.creation(size),
             cache=arguments.target_cache,
         ) as handle:
             opened = True

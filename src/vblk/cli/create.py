@@ -70,11 +70,11 @@ async def _create(
         raise Failure("Image creation needs a size parameter")
     if not arguments.quiet:
         console.print(options.formatting(name, arguments.format, wanted))
-    mode = options.mode()
+    creation = options.creation(wanted)
     path = local_target(name)
     if wanted > SIZE_MAX:
         raise Failure(f"The image size is too large for file format '{arguments.format}'")
-    async with Graph() as graph, new_raw_image(graph, path, wanted, preallocation=mode):
+    async with Graph() as graph, new_raw_image(graph, path, creation):
         pass
 
 

@@ -15,7 +15,7 @@ from vblk.cli.values import bounded_size
 from vblk.errors import BlockError
 from vblk.graph.plane import Mover
 from vblk.jobs.copy import CopyJob, CopyPlan, Source
-from vblk.jobs.target import new_raw_image
+from vblk.jobs.target import NewImage, new_raw_image
 
 BLOCK_SIZE = 512
 BLOCK_SIZE_MAX = (1 << 31) - 1
@@ -83,7 +83,9 @@ async def run(arguments: Arguments, console: Console) -> int:
         start = min(start, end)
         opened = False
         try:
-            async with new_raw_image(graph, local_target(target), end - start, cache="unsafe") as goal:
+            async with new_raw_image(
+                graph, local_target(target), NewImage(end - start), cache="unsafe"
+            ) as goal:
                 opened = True
                 source = Source(handle, -start, start, end - start)
                 job = CopyJob(

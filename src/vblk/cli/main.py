@@ -123,13 +123,13 @@ def _split(console: Console, words: Sequence[str]) -> tuple[str, list[str]]:
         return "io", list(words)
     if console.name in ABSENT_PROGRAMS:
         raise Failure(ABSENT_PROGRAMS[console.name])
-    from vblk.cli import texts
-
     try:
         scan = scan_arguments(words, _PROGRAM_OPTIONS, permute=False)
     except ScanError as error:
         raise Failure(str(error), hint=True) from None
     for name, _ in scan.options:
+        from vblk.cli import texts
+
         if name in ("-h", "--help"):
             console.print(texts.help_text(console.name))
             return "", []

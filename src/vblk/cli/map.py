@@ -16,6 +16,8 @@ from vblk.extent import Kind
 from vblk.graph.node import Span
 from vblk.jobs.walk import walk_joined
 
+SECTOR = 512
+
 
 @dataclass(slots=True)
 class Arguments(ImageArguments):
@@ -35,12 +37,33 @@ async def run(arguments: Arguments, console: Console) -> int:
         length = max(0, handle.size - start)
         if arguments.max_length is not None:
             length = min(length, arguments.max_length)
-        spans = walk_joined(handle, start, length) if length else _nothing()
+        spans = _whole_sectors(walk_joined(handle, start, length)) if length else _nothing()
         if arguments.output == "json":
             await _print_json(spans, start, console)
         else:
             await _print_table(spans, console)
     return SUCCESS
+
+
+async def _whole_sectors(spans: AsyncIterator[Span]) -> AsyncIterator[Span]:
+    """Count the rest of a file's last sector, behind the file's end, as the file's.
+
+    Where the file is used in larger blocks (O_DIRECT), the rest is like what is before it.
+    """
+    held: Span | None = None
+    async for span in spans:
+        if held is not None and held.leaf is not None and span.kind is Kind.ZERO and span.leaf is None:
+            end = held.leaf_offset + held.length
+            if end == held.leaf.size and span.length < SECTOR:
+                if held.kind is Kind.ZERO or held.leaf.alignment > 1:
+                    held.length += span.length
+                    continue
+                span.leaf, span.leaf_offset = held.leaf, end
+        if held is not None:
+            yield held
+        held = span
+    if held is not None:
+        yield held
 
 
 async def _nothing() -> AsyncIterator[Span]:

@@ -11,6 +11,7 @@ from vblk.cli.failure import Failure
 from vblk.cli.values import bounded_size
 from vblk.errors import OptionError
 from vblk.graph.node import Preallocation
+from vblk.jobs.target import EXTENT_SIZE_HINT, NewImage
 from vblk.options import CreateOptions, parse_bool, parse_create_options
 
 _HELP_RAW: Final = ("  size=<size>            - Virtual disk size",)
@@ -27,12 +28,23 @@ _NAMES: Final = ("size", "extent_size_hint", "nocow", "preallocation")
 class RawOptions:
     """How a raw image is made: `size` in bytes or None, and what is done for its space.
 
+    Sizes are bytes.
     `given` has the options as they were written, for QEMU's "Formatting" line.
     """
 
     size: int | None
     preallocation: str
+    nocow: bool
+    extent_size_hint: int
     given: dict[str, str]
+
+    def creation(self, size: int) -> NewImage:
+        """Return how an image of `size` bytes is made.
+
+        Raises:
+            Failure: There is no such preallocation for files.
+        """
+        return NewImage(size, self.mode(), self.nocow, self.extent_size_hint)
 
     def mode(self) -> Preallocation:
         """Return the mode of preallocation.
@@ -75,12 +87,15 @@ def raw_options(values: dict[str, str]) -> RawOptions:
     for name in values:
         if name not in _NAMES:
             raise Failure(f"Invalid parameter '{name}'")
-    if _switch(values, "nocow"):
-        raise Failure("nocow=on is not supported in this version of vblk")
-    if bounded_size(values.get("extent_size_hint", "0"), "extent size hint"):
-        raise Failure("extent_size_hint is not supported in this version of vblk, other than 0")
     size = bounded_size(values["size"], "image size") if "size" in values else None
-    return RawOptions(size, values.get("preallocation", "off"), dict(values))
+    hint = values.get("extent_size_hint")
+    return RawOptions(
+        size,
+        values.get("preallocation", "off"),
+        _switch(values, "nocow"),
+        EXTENT_SIZE_HINT if hint is None else bounded_size(hint, "extent size hint", 0, (1 << 32) - 1),
+        dict(values),
+    )
 
 
 def _switch(values: dict[str, str], name: str) -> bool:

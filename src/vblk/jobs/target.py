@@ -18,18 +18,34 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write
 from vblk.errors import BlockError, StorageError
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node, Preallocation
 from vblk.graph.registry import Graph
 from vblk.opening import open_image
 from vblk.options import NodeOptions
-from vblk.units import KIB, align_up
+from vblk.units import KIB, MIB, align_up
 
 FIRST_BLOCK = 4 * KIB
 SECTOR = 512
+EXTENT_SIZE_HINT = MIB
 _NEW_MODE = 0o644
 _NO_NEW_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What is to be made: a raw image of `size` bytes.
+
+    `nocow` asks btrfs to write in place; `extent_size_hint`, in bytes, asks XFS
+    for extents of that size, 0 for none.
+    """
+
+    size: int
+    preallocation: Preallocation = Preallocation.OFF
+    nocow: bool = False
+    extent_size_hint: int = EXTENT_SIZE_HINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +66,11 @@ class _Place:
 async def new_raw_image(
     graph: Graph,
     name: str,
-    size: int,
+    image: NewImage,
     *,
-    preallocation: Preallocation = Preallocation.OFF,
     cache: str = "writeback",
 ) -> AsyncGenerator[Handle]:
-    """Yield a new raw image of `size` bytes, which reads as zeros; keep it if the block ends well.
+    """Yield a new raw image, which reads as zeros; keep it if the block ends well.
 
     A file's length is rounded up to whole sectors. Its first block is written,
     so that those who open it with O_DIRECT can find out what alignment it wants.
@@ -63,8 +78,7 @@ async def new_raw_image(
     Args:
         graph: Where the nodes live.
         name: The file's name.
-        size: Bytes.
-        preallocation: What is done for the space.
+        image: What is made.
         cache: The cache mode of the writes; with `unsafe` nothing is flushed.
 
     Raises:
@@ -79,15 +93,15 @@ async def new_raw_image(
         if place.existing is not None:
             guard = await _open_below(graph, place.path, name, place.existing, cache)
         if place.temporary is not None:
-            await graph.engine.run(lambda: _make_file(place))
+            await graph.engine.run(lambda: _make_file(place, image))
             made = True
             handle = await _open_file(graph, place.temporary, name, cache)
         elif guard is not None:
             handle, guard = guard, None
         else:
-            await graph.engine.run(lambda: _make_file(place))
+            await graph.engine.run(lambda: _make_file(place, image))
             handle = await _open_file(graph, place.path, name, cache)
-        await _prepare(handle, place, size, preallocation)
+        await _prepare(handle, place, image)
         yield handle
         if cache != "unsafe":
             await handle.flush()
@@ -123,7 +137,7 @@ def _temporary_name(path: str) -> str:
     return os.path.join(folder, f".{base[:180]}.{os.urandom(6).hex()}.vblk-part")
 
 
-def _make_file(place: _Place) -> None:
+def _make_file(place: _Place, image: NewImage) -> None:
     """Create the file, empty, with the mode and owner of the one it will replace."""
     path = place.temporary or place.path
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
@@ -136,8 +150,19 @@ def _make_file(place: _Place) -> None:
             with suppress(OSError):
                 os.fchown(descriptor, place.existing.st_uid, place.existing.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(place.existing.st_mode))
+        _pass_hints(descriptor, image)
     finally:
         os.close(descriptor)
+
+
+def _pass_hints(descriptor: int, image: NewImage) -> None:
+    """Tell the file system how the file will be used; one that does not know such hints is not in the way."""
+    if image.nocow:
+        with suppress(OSError):
+            set_no_copy_on_write(descriptor)
+    if image.extent_size_hint:
+        with suppress(OSError):
+            set_extent_size_hint(descriptor, image.extent_size_hint)
 
 
 def _not_created(name: str, error: OSError) -> StorageError:
@@ -176,7 +201,8 @@ def rename_error(error: BlockError, path: str, name: str) -> None:
         error.filename = name
 
 
-async def _prepare(handle: Handle, place: _Place, size: int, preallocation: Preallocation) -> None:
+async def _prepare(handle: Handle, place: _Place, image: NewImage) -> None:
+    size = image.size
     existing = place.existing
     if existing is not None and not stat.S_ISREG(existing.st_mode):
         if handle.size < size:
@@ -184,8 +210,8 @@ async def _prepare(handle: Handle, place: _Place, size: int, preallocation: Prea
         return
     if place.temporary is None and existing is not None:
         await handle.resize(0)
-    await handle.resize(align_up(size, SECTOR), preallocation=preallocation)
-    if size and preallocation is Preallocation.OFF:
+    await handle.resize(align_up(size, SECTOR), preallocation=image.preallocation)
+    if size and image.preallocation is Preallocation.OFF:
         await handle.write(0, bytes(min(FIRST_BLOCK, align_up(size, SECTOR))))
 
 
