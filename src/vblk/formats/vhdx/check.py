@@ -341,14 +341,16 @@ class _Scan:
 
     def _beyond(self, index: int, raw: bytes) -> None:
         """Judge entries that belong to no block of the disk."""
-        if raw == bytes(len(raw)):
-            return
-        for at in range(0, len(raw), BAT_ENTRY_SIZE):
-            entry = int.from_bytes(raw[at : at + BAT_ENTRY_SIZE], "little")
-            if entry and not self._spend(1):
-                return
-            if entry:
-                self._stray_entry(index + at // BAT_ENTRY_SIZE, entry)
+        for start in range(0, len(raw), PAGE_SIZE):
+            page = raw[start : start + PAGE_SIZE]
+            if page == bytes(len(page)):
+                continue
+            for at in range(0, len(page), BAT_ENTRY_SIZE):
+                entry = int.from_bytes(page[at : at + BAT_ENTRY_SIZE], "little")
+                if entry and not self._spend(1):
+                    return
+                if entry:
+                    self._stray_entry(index + (start + at) // BAT_ENTRY_SIZE, entry)
 
     def _stray_entry(self, index: int, entry: int) -> None:
         offset, size = entry & BAT_OFFSET_MASK, self._geometry.block_size
