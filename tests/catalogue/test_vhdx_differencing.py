@@ -16,6 +16,7 @@ from tests.support.catalogue import (
     judge_library,
     numbers,
     refused,
+    refused_chain,
 )
 from tests.support.subject import Journal, Subject, filled, three_blocks
 from tests.support.vhdx.image import Block, State, Vhdx
@@ -122,14 +123,14 @@ def parent_in_a_search_folder(subject: Subject) -> None:
     subject.rules = ChainRules(parent_dirs=(str(subject.folder / "store"),))
 
 
-@CASES.add("D2", refused(error=Cycle))
+@CASES.add("D2", refused_chain(error=Cycle))
 def own_parent(subject: Subject) -> None:
     own = uuid4()
     pairs: Pairs = [("parent_linkage", linkage(own)), ("relative_path", ".\\subject.vhdx")]
     subject.rebuild(three_blocks(locator=encode_locator(pairs), data_write=own))
 
 
-@CASES.add("D3", refused(error=Cycle))
+@CASES.add("D3", refused_chain(error=Cycle))
 def two_files_name_each_other(subject: Subject) -> None:
     guids = uuid4(), uuid4()
     for name, other, own, linked in (
@@ -141,7 +142,7 @@ def two_files_name_each_other(subject: Subject) -> None:
     subject.written = True
 
 
-@CASES.add("D3-hard-link", refused(error=Cycle))
+@CASES.add("D3-hard-link", refused_chain(error=Cycle))
 def own_parent_by_a_hard_link(subject: Subject) -> None:
     own = uuid4()
     pairs: Pairs = [("parent_linkage", linkage(own)), ("relative_path", ".\\twin.vhdx")]
@@ -150,7 +151,7 @@ def own_parent_by_a_hard_link(subject: Subject) -> None:
     subject.written = True
 
 
-@CASES.add("D4-300", refused(error=Cycle))
+@CASES.add("D4-300", refused_chain(error=Cycle))
 def chain_of_300(subject: Subject) -> None:
     chain = subject.chain()
     for _ in range(299):
@@ -166,19 +167,19 @@ def chain_of_200(subject: Subject) -> None:
     subject.use(chain)
 
 
-@CASES.add("D5", refused(Reason.PARENT_MISSING))
+@CASES.add("D5", refused_chain(Reason.PARENT_MISSING))
 def parent_missing(subject: Subject) -> None:
     good_parent(subject)
     (subject.folder / "base.vhdx").unlink()
 
 
-@CASES.add("D5-given", refused(Reason.PARENT_MISSING))
+@CASES.add("D5-given", refused_chain(Reason.PARENT_MISSING))
 def given_parent_missing(subject: Subject) -> None:
     good_parent(subject)
     subject.rules = ChainRules(parent=str(subject.folder / "nowhere.vhdx"))
 
 
-@CASES.add("D6", refused(Reason.PARENT_MISMATCH))
+@CASES.add("D6", refused_chain(Reason.PARENT_MISMATCH))
 def linkage_mismatch(subject: Subject) -> None:
     child_with(subject, [("parent_linkage", linkage(uuid4())), ("relative_path", "base.vhdx")])
 
@@ -189,7 +190,7 @@ def linkage_mismatch_accepted(subject: Subject) -> None:
     subject.rules = ChainRules(ignore_linkage=True)
 
 
-@CASES.add("D6-given", refused(Reason.PARENT_MISMATCH))
+@CASES.add("D6-given", refused_chain(Reason.PARENT_MISMATCH))
 def linkage_mismatch_of_a_given_parent(subject: Subject) -> None:
     good_parent(subject)
     other = three_blocks().build(subject.folder / "other.vhdx")
@@ -243,7 +244,7 @@ for _spell in ("upper", "bare", "upper-bare"):
     CASES.add(f"D9-{_spell}", Opens(clean=True))(_written_as(_spell))
 
 
-@CASES.add("D10", refused(Reason.PARENT_LOCATOR, Reason.PARENT_MISSING))
+@CASES.add("D10", refused_chain(Reason.PARENT_LOCATOR, Reason.PARENT_MISSING))
 def no_path(subject: Subject) -> None:
     chain = subject.chain()
     chain.child(WRITES, pairs=[("parent_linkage", linkage(chain.top.vhdx.data_write))])
@@ -267,7 +268,7 @@ def _other_locator(subject: Subject) -> None:
     subject.model = vhdx.see(chain.top.model.copy())
 
 
-@CASES.add("D11", refused(Reason.PARENT_LOCATOR))
+@CASES.add("D11", refused_chain(Reason.PARENT_LOCATOR))
 def unknown_locator_type(subject: Subject) -> None:
     _other_locator(subject)
 
@@ -334,7 +335,7 @@ def locator_shorter_than_its_header(subject: Subject) -> None:
 def _pointing_to(path: str, reasons: tuple[Reason, ...]) -> None:
     name = "".join(letter if letter.isalnum() else "-" for letter in path)
 
-    @CASES.add(f"D14{name if name.startswith('-') else '-' + name}", refused(*reasons))
+    @CASES.add(f"D14{name if name.startswith('-') else '-' + name}", refused_chain(*reasons))
     def make(subject: Subject) -> None:  # pyright: ignore[reportUnusedFunction]
         child_with(subject, [("parent_linkage", linkage(uuid4())), ("relative_path", path)])
 
@@ -343,7 +344,7 @@ for _path in ("..\\..\\..\\etc\\passwd", "/etc/passwd", "\\\\server\\x", "..\\..
     _pointing_to(_path, (Reason.POLICY, Reason.PARENT_MISSING))
 
 
-@CASES.add("D14-outside", refused(Reason.POLICY, error=OpenDenied))
+@CASES.add("D14-outside", refused_chain(Reason.POLICY, error=OpenDenied))
 def right_parent_outside_the_folder(subject: Subject) -> None:
     chain = subject.chain()
     (subject.folder / "own").mkdir()
@@ -360,28 +361,28 @@ def right_parent_in_a_listed_folder(subject: Subject) -> None:
     subject.rules = ChainRules(parent_dirs=(str(subject.folder),))
 
 
-@CASES.add("D14-link-out", refused(Reason.POLICY, error=OpenDenied))
+@CASES.add("D14-link-out", refused_chain(Reason.POLICY, error=OpenDenied))
 def symbolic_link_leads_out(subject: Subject) -> None:
     right_parent_outside_the_folder(subject)
     own = subject.folder / "own"
     (own / "base.vhdx").symlink_to(subject.folder / "base.vhdx")
 
 
-@CASES.add("D14-fifo", refused(Reason.POLICY, error=OpenDenied))
+@CASES.add("D14-fifo", refused_chain(Reason.POLICY, error=OpenDenied))
 def parent_is_a_fifo(subject: Subject) -> None:
     good_parent(subject)
     (subject.folder / "base.vhdx").unlink()
     os.mkfifo(subject.folder / "base.vhdx")
 
 
-@CASES.add("D14-folder", refused(Reason.POLICY, Reason.PARENT_MISSING))
+@CASES.add("D14-folder", refused_chain(Reason.POLICY, Reason.PARENT_MISSING))
 def parent_is_a_folder(subject: Subject) -> None:
     good_parent(subject)
     (subject.folder / "base.vhdx").unlink()
     (subject.folder / "base.vhdx").mkdir()
 
 
-@CASES.add("D14-link-loop", refused(Reason.POLICY, Reason.PARENT_MISSING))
+@CASES.add("D14-link-loop", refused_chain(Reason.POLICY, Reason.PARENT_MISSING))
 def symbolic_links_go_in_circles(subject: Subject) -> None:
     good_parent(subject)
     (subject.folder / "base.vhdx").unlink()
@@ -410,7 +411,7 @@ def small_one_between_larger_ones(subject: Subject) -> None:
     subject.use(chain)
 
 
-@CASES.add("D17", refused(Reason.BAD_VALUE, Reason.PARENT_MISMATCH))
+@CASES.add("D17", refused_chain(Reason.BAD_VALUE, Reason.PARENT_MISMATCH))
 def sectors_differ(subject: Subject) -> None:
     chain = subject.chain()
     chain.child([(4096, 4096)], sector_size=4096)
@@ -445,20 +446,20 @@ def parent_shared_with_a_reader(subject: Subject) -> None:
     good_parent(subject)
 
 
-@CASES.add("D20", refused(Reason.PARENT_MISMATCH))
+@CASES.add("D20", refused_chain(Reason.PARENT_MISMATCH))
 def parent_was_written_to(subject: Subject) -> None:
     good_parent(subject)
     command = ["qemu-io", "-f", "vhdx", "-c", "write 14M 64k", str(subject.folder / "base.vhdx")]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
-@CASES.add("D21-raw", refused(Reason.PARENT_MISSING, Reason.WRONG_SIGNATURE, Reason.PARENT_MISMATCH))
+@CASES.add("D21-raw", refused_chain(Reason.PARENT_MISSING, Reason.WRONG_SIGNATURE, Reason.PARENT_MISMATCH))
 def parent_is_raw(subject: Subject) -> None:
     good_parent(subject)
     (subject.folder / "base.vhdx").write_bytes(bytes(16 * MIB))
 
 
-@CASES.add("D21-vhd", refused(Reason.PARENT_MISSING, Reason.WRONG_SIGNATURE, Reason.PARENT_MISMATCH))
+@CASES.add("D21-vhd", refused_chain(Reason.PARENT_MISSING, Reason.WRONG_SIGNATURE, Reason.PARENT_MISMATCH))
 def parent_is_an_older_vhd(subject: Subject) -> None:
     good_parent(subject)
     base = subject.folder / "base.vhdx"

@@ -18,7 +18,9 @@ import pytest
 
 import vblk
 from tests.support.subject import Subject
+from vblk.drivers.vhdx import VhdxNode
 from vblk.errors import BlockError, ImageError, Reason
+from vblk.graph.node import Node
 
 WHOLE_MAX = 64 << 20
 """Larger disks are compared around their data only."""
@@ -31,10 +33,11 @@ Make = Callable[[Subject], None]
 
 @dataclass(frozen=True)
 class Refused:
-    """The file does not open, for one of these reasons."""
+    """The file does not open, for one of these reasons; `verbs` are the commands that must say so."""
 
     reasons: tuple[Reason, ...]
     error: type[BlockError] = ImageError
+    verbs: tuple[str, ...] = ("info", "check", "convert")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Opens:
 def refused(*reasons: Reason, error: type[BlockError] = ImageError) -> Refused:
     """Return the expectation of a refusal."""
     return Refused(reasons, error)
+
+
+def refused_chain(*reasons: Reason, error: type[BlockError] = ImageError) -> Refused:
+    """Return the expectation of a refusal because of a parent: info and check of the child still work."""
+    return Refused(reasons, error, ("convert",))
 
 
 class Catalogue:
@@ -102,7 +110,7 @@ def fingerprint(path: Path) -> tuple[object, ...]:
 
 def run_vblk(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the `vblk` command as a user would, without a terminal."""
-    command = [sys.executable, "-m", "vblk", *map(str, arguments)]
+    command = [str(Path(sys.executable).with_name("vblk")), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
 
@@ -119,7 +127,7 @@ def judge_library(make: Make, wanted: Refused | Opens, folder: Path) -> None:
             assert error.reason in wanted.reasons, repr(error)
         assert str(folder) in str(error)
     else:
-        asyncio.run(_read_all(subject))
+        asyncio.run(_read_all(subject, wanted))
         if wanted.read_only:
             asyncio.run(_refuses_writing(subject))
     assert fingerprint(path) == before
@@ -133,7 +141,7 @@ def judge_commands(make: Make, wanted: Refused | Opens, folder: Path) -> None:
     before = fingerprint(path)
     flags = command_flags(subject)
     if isinstance(wanted, Refused):
-        for verb in ("check", "convert"):
+        for verb in wanted.verbs:
             target = [folder / "target.raw"] if verb == "convert" else []
             ran = run_vblk(verb, "-f", "vhdx", *flags, path, *target)
             assert_refused(ran, folder)
@@ -163,8 +171,8 @@ def findings(verb: str, subject: Subject, flags: list[str]) -> list[str]:
     ran = run_vblk(verb, "-f", "vhdx", "--output", "json", *flags, subject.path)
     assert "Traceback" not in ran.stderr
     report = json.loads(ran.stdout)
-    listed = report["findings"] if verb == "check" else report["format-specific"]["data"]["findings"]
-    return [each["code"] for each in listed]
+    told = report if verb == "check" else report["format-specific"]["data"]
+    return [each["code"] for each in told.get("findings", [])]
 
 
 def assert_refused(ran: subprocess.CompletedProcess[str], folder: Path) -> None:
@@ -189,15 +197,28 @@ async def _refuses_writing(subject: Subject) -> None:
             pass
 
 
-async def _read_all(subject: Subject) -> None:
+async def _read_all(subject: Subject, wanted: Opens) -> None:
     async with vblk.open(subject.path, format="vhdx", rules=subject.rules) as disk:
         assert disk.size == subject.model.size
+        await _check(disk.node, wanted)
         for offset, length in windows(subject):
             await _compare(disk, subject, offset, length)
         for offset, length in subject.damaged:
             for at in {offset, offset + length - 512, offset + length // 2}:
                 with pytest.raises(ImageError):
                     await disk.read(at, 512)
+
+
+async def _check(node: Node, wanted: Opens) -> None:
+    assert isinstance(node, VhdxNode)
+    if wanted.at_open:
+        await node.scan()
+        assert set(wanted.codes) <= {finding.code for finding in node.image.findings}
+    report = await node.check()
+    reported = {finding.code for finding in report.findings}
+    assert set(wanted.codes) <= reported, report.findings
+    assert not (wanted.clean and reported), report.findings
+    assert bool(report.read_only_reasons) or not wanted.read_only
 
 
 async def _compare(disk: Any, subject: Subject, offset: int, length: int) -> None:

@@ -40,12 +40,14 @@ class SparseBytes:
         self.calls += 1
         if self.budget < 0 or length > 16 << 20 or self.calls > 200_000:
             raise OverBudget(f"{length} bytes at {offset:#x}, call {self.calls}")
-        page = bytearray(length)
         end = offset + length
-        for start, data in self.pieces:
-            if start < end and start + len(data) > offset:
-                first, last = max(start, offset), min(start + len(data), end)
-                page[first - offset : last - offset] = data[first - start : last - start]
+        here = [(at, data) for at, data in self.pieces if at < end and at + len(data) > offset]
+        if not here:
+            return bytes(length)
+        page = bytearray(length)
+        for start, data in here:
+            first, last = max(start, offset), min(start + len(data), end)
+            page[first - offset : last - offset] = data[first - start : last - start]
         return bytes(page)
 
     async def read(self, offset: int, length: int) -> bytes:
