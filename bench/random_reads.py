@@ -24,7 +24,7 @@ from bench.settings import Settings
 from vblk.units import KIB
 
 LENGTH = 4 * KIB
-TURNS = 6
+TURNS = 3
 """Turns a round: short ones, so that a disturbance spoils few of them."""
 ReadAll = Callable[[Path, list[int]], tuple[float, str]]
 """Reads at all offsets twice; returns the seconds of the second pass and the digest of the first."""
