@@ -22,8 +22,9 @@ from tests.support.vhdx.image import Block, State, Vhdx  # noqa: E402
 from vblk.units import MIB  # noqa: E402
 
 LETTER = "Dear reader,\n\nthese words went into a virtual disk and came out again, unharmed.\n"
-NOISE_MIB = 512
+NOISE_MIB = 1024
 MAP_LINES = 12
+ROUNDS = 5
 
 
 class Story:
@@ -144,11 +145,11 @@ def race(story: Story) -> None:
         os.sync()
 
     sides = {name: program(*words) for name, words in commands.items()}
-    times = medians(take_turns(sides, 3, clear))
+    times = medians(take_turns(sides, ROUNDS, clear))
     clear()
-    story.say("Three rounds in turn, the VHDX in the page cache, medians:")
+    story.say(f"{ROUNDS} rounds in turn, the VHDX in the page cache, medians:")
     for name, seconds in times.items():
-        story.say(f"  {name:<18} {seconds:6.2f} s   {sentence(seconds / times['vblk'], name)}")
+        story.say(f"  {name:<18} {seconds:6.2f} s   {sentence(seconds / times['vblk'], name)}".rstrip())
     story.say("`make bench` measures more, on larger disks.")
 
 

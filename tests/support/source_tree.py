@@ -54,7 +54,7 @@ def modules_under(*folders: str) -> tuple[Module, ...]:
 
 def text_files() -> Iterator[Path]:
     """Yield every file of the project that a person wrote."""
-    folders = ("src", "tests", "bench", "scripts", "fuzz", "docs", ".ci")
+    folders = ("src", "tests", "bench", "scripts", "docs", ".ci")
     suffixes = {".py", ".md", ".toml", ".sh", ".txt", ".json", ""}
     for folder in folders:
         for path in sorted((REPOSITORY / folder).rglob("*")):
