@@ -6,6 +6,7 @@ closes everything whatever happens.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from vblk.protocols.cache_mode import parse_cache_mode
 from vblk.protocols.file import Options, open_file, open_host_device
 from vblk.protocols.file_node import FileNode
 
-Driver = Literal["file", "host_device"]
+Driver = Literal["file", "host_device", "host_cdrom"]
 
 
 async def open_local(
@@ -31,7 +32,9 @@ async def open_local(
     discard: bool = True,
 ) -> FileNode:
     """Open a node that shares everything with everybody."""
-    opener = open_host_device if driver == "host_device" else open_file
+    opener: Callable[..., Awaitable[FileNode]] = open_file
+    if driver != "file":
+        opener = partial(open_host_device, cdrom=driver == "host_cdrom")
     return await opener(
         engine,
         Options(str(path), locking=locking),

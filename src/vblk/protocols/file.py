@@ -9,8 +9,10 @@ import errno
 import mmap
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from vblk.aio.engine import Engine, storage_error
@@ -23,7 +25,7 @@ from vblk.options import Size, bind, check_children
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode, cache_mode_of
 from vblk.protocols.file_node import FileNode, open_flags
 from vblk.protocols.file_space import DeviceSpace, FileSpace, Space
-from vblk.protocols.host_device import HostDeviceNode
+from vblk.protocols.host_device import HostCdromNode, HostDeviceNode
 from vblk.protocols.image_lock import ImageLock
 from vblk.units import KIB, MIB
 
@@ -37,7 +39,7 @@ CREATED_SHARES = Permission.ALL & ~Permission.RESIZE
 
 @dataclass(slots=True)
 class Options:
-    """The options of `file` and `host_device`.
+    """The options of `file`, `host_device` and `host_cdrom`.
 
     `locking`: whether to lock the image against other programs; `auto` goes
     without where the file system has no locks. `aio`: the engine; this version
@@ -129,10 +131,14 @@ async def open_host_device(
     force_share: bool = False,
     cache: CacheMode = WRITEBACK,
     discard: bool = True,
+    cdrom: bool = False,
 ) -> HostDeviceNode:
-    """Open a block or character device of the host; see `open_file`."""
+    """Open a block or character device of the host; see `open_file`.
+
+    With `cdrom` it is called a CD-ROM drive.
+    """
     node = await _open(
-        _DEVICE,
+        _CDROM if cdrom else _DEVICE,
         engine,
         options,
         name,
@@ -159,11 +165,9 @@ class _DriverKind:
 
 
 _FILE = _DriverKind(FileNode, FileSpace, "'file' driver requires '{}' to be a regular file")
-_DEVICE = _DriverKind(
-    HostDeviceNode,
-    DeviceSpace,
-    "'host_device' driver requires '{}' to be either a character or block device",
-)
+_DEVICE_REFUSAL = "'{driver}' driver requires '{{}}' to be either a character or block device"
+_DEVICE = _DriverKind(HostDeviceNode, DeviceSpace, _DEVICE_REFUSAL.format(driver="host_device"))
+_CDROM = _DriverKind(HostCdromNode, DeviceSpace, _DEVICE_REFUSAL.format(driver="host_cdrom"))
 
 
 @dataclass(slots=True)
@@ -314,7 +318,9 @@ async def open_node(site: Site) -> FileNode:
     """
     driver = site.options.driver or "file"
     check_children(site.options, driver)
-    opener = open_host_device if driver == "host_device" else open_file
+    opener: Callable[..., Awaitable[FileNode]] = open_file
+    if driver != "file":
+        opener = partial(open_host_device, cdrom=driver == "host_cdrom")
     node = await opener(
         site.graph.engine,
         bind(site.options.own, Options, driver),

@@ -1,4 +1,4 @@
-"""Host devices as leaves: disks, partitions, loop devices.
+"""Host devices as leaves: disks, partitions, loop devices, CD-ROM drives.
 
 Owns: what sets a device apart from a file: nobody can change its length.
 """
@@ -27,3 +27,9 @@ class HostDeviceNode(FileNode):
         if size > present:
             raise Unsupported("Cannot grow device files", filename=self.filename)
         self._size = present
+
+
+class HostCdromNode(HostDeviceNode):
+    """A CD-ROM drive of the host: a device whose medium may be absent, and is then 0 bytes long."""
+
+    driver: ClassVar[str] = "host_cdrom"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vblk.aio.engine import storage_error
+from vblk.aio.loops import run
 from vblk.aio.threads import ThreadEngine
 from vblk.errors import NoSpace, StorageError
 
@@ -349,3 +350,18 @@ def test_errors_of_the_system_become_typed(
 
 def test_an_error_without_a_number_counts_as_an_input_output_error() -> None:
     assert storage_error(OSError("odd")).errno == errno.EIO
+
+
+def test_the_engine_works_on_uvloop_as_well(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = ThreadEngine(4)
+        fd = os.open(tmp_path / "data", os.O_RDWR | os.O_CREAT)
+        try:
+            await asyncio.gather(*(engine.write(fd, n * 100, bytes([n]) * 100) for n in range(200)))
+            parts = await asyncio.gather(*(engine.read(fd, n * 100, 100) for n in range(200)))
+            assert parts == [bytes([n]) * 100 for n in range(200)]
+        finally:
+            os.close(fd)
+            await engine.close()
+
+    run(scenario(), sockets=True)

@@ -4,12 +4,11 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from tests.support.cancellation import cancel_after
-from tests.support.local_files import open_local, with_engine
+from tests.support.local_files import Driver, open_local, with_engine
 from vblk.aio.threads import ThreadEngine
 from vblk.errors import NoSpace, OptionError, StorageError
 from vblk.graph.registry import Graph
@@ -32,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def refusal(name: Path | str, *, driver: Literal["file", "host_device"], read_only: bool) -> StorageError:
+def refusal(name: Path | str, *, driver: Driver, read_only: bool) -> StorageError:
     """Return the error of an open that must fail, and see that it leaves nothing open."""
     errors: list[StorageError] = []
 
@@ -59,15 +58,16 @@ def test_the_file_driver_takes_regular_files_only(tmp_path: Path) -> None:
     )
 
 
-def test_the_device_driver_takes_devices_only(tmp_path: Path, path: Path) -> None:
+@pytest.mark.parametrize("driver", ["host_device", "host_cdrom"])
+def test_the_device_drivers_take_devices_only(tmp_path: Path, path: Path, driver: Driver) -> None:
     for name in (tmp_path, path):
-        assert refusal(name, driver="host_device", read_only=True).message == (
-            f"'host_device' driver requires '{name}' to be either a character or block device"
+        assert refusal(name, driver=driver, read_only=True).message == (
+            f"'{driver}' driver requires '{name}' to be either a character or block device"
         )
 
 
-@pytest.mark.parametrize("driver", ["file", "host_device"])
-def test_a_folder_for_writing_is_a_directory(tmp_path: Path, driver: Literal["file", "host_device"]) -> None:
+@pytest.mark.parametrize("driver", ["file", "host_device", "host_cdrom"])
+def test_a_folder_for_writing_is_a_directory(tmp_path: Path, driver: Driver) -> None:
     error = refusal(tmp_path, driver=driver, read_only=False)
     assert error.message == f"Could not open '{tmp_path}': Is a directory"
     assert error.errno == errno.EISDIR
@@ -91,13 +91,13 @@ def test_a_name_that_cannot_be_one_is_an_error_like_any_other(name: str) -> None
     assert "Could not open" in refusal(name, driver="file", read_only=True).message
 
 
-def test_a_character_device_opens_as_a_host_device() -> None:
+@pytest.mark.parametrize("driver", ["host_device", "host_cdrom"])
+def test_a_character_device_opens_as_a_host_device(driver: Driver) -> None:
     async def scenario(engine: ThreadEngine) -> None:
         for read_only in (True, False):
-            node = await open_local(
-                engine, "/dev/null", driver="host_device", read_only=read_only, locking="off"
-            )
+            node = await open_local(engine, "/dev/null", driver=driver, read_only=read_only, locking="off")
             assert isinstance(node, HostDeviceNode)
+            assert node.driver == driver
             assert node.size == 0
             await node.flush()
             await node.close()
