@@ -103,6 +103,7 @@ class Aligner:
         *,
         buffers: BufferSource | None = None,
         hook: Hook = _no_hook,
+        overtaking: bool = False,
     ) -> None:
         """Serve `storage`, whose requests must be multiples of `alignment`.
 
@@ -112,6 +113,9 @@ class Aligner:
             buffers: Where all memory for the storage must come from; without,
                 the caller's own buffers are used for aligned requests.
             hook: Awaited at each moment of a read-modify-write, the locks held.
+            overtaking: Let a write pass those that wait for a block: for a
+                `hook` that stops requests, where whoever waits behind a waiting
+                one could wait for itself.
         """
         assert is_power_of_two(alignment), "not a power of two"
         assert alignment <= PIECE_MAX, "beyond the bounce buffers"
@@ -120,7 +124,7 @@ class Aligner:
         self._always_bounce = buffers is not None
         self._buffers = buffers if buffers is not None else HeapBuffers()
         self._hook = hook
-        self._locks = RangeLock()
+        self._locks = RangeLock(overtaking=overtaking)
 
     def is_aligned(self, offset: int, length: int) -> bool:
         """Tell whether a range consists of whole blocks."""

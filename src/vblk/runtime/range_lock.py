@@ -1,8 +1,9 @@
 """Locks on byte ranges: shared among readers, exclusive for a writer.
 
-Owns: who may touch which range now, and who is next. Fair: a request waits for
-every earlier one that it conflicts with, held or waiting, so nobody starves and
-two requests that do not conflict never wait for each other.
+Owns: who may touch which range now, and who is next. Fair, unless it is asked
+to let requests overtake: a request waits for every earlier one that it conflicts
+with, held or waiting, so nobody starves and two requests that do not conflict
+never wait for each other.
 """
 
 import asyncio
@@ -71,7 +72,14 @@ class RangeLock:
     run to completion.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, overtaking: bool = False) -> None:
+        """Make a lock that nobody holds.
+
+        Args:
+            overtaking: Grant a request at once that conflicts with nothing held,
+                ahead of those that wait. Whoever asks for much may then starve.
+        """
+        self._overtaking = overtaking
         self._guards: dict[RangeGuard, None] = {}  # held and waiting, the oldest first
 
     def shared(self, offset: int, length: int) -> RangeGuard:
@@ -105,9 +113,15 @@ class RangeLock:
     def _try_acquire(self, guard: RangeGuard) -> bool:
         assert guard not in self._guards, "in use already"
         assert guard.in_front != _SPENT, "a cancelled guard is not used again"
+        overtaken: list[RangeGuard] = []
         for other in self._guards:
             if guard.conflicts(other):
-                return False
+                if other.held or not self._overtaking:
+                    return False
+                overtaken.append(other)
+        for other in overtaken:
+            guard.behind.append(other)
+            other.in_front += 1
         guard.held = True
         self._guards[guard] = None
         return True
