@@ -49,6 +49,7 @@ class RawNode(Mapper):
         self._probed = probed
         self._first_sector = asyncio.Lock()
         self._sizing = asyncio.Lock()
+        self._closed = False
         self.alignment = file.alignment
         if self._offset < 0 or (self._limit is not None and self._limit < 0):
             raise OptionError("offset and size of a raw image cannot be negative", filename=filename)
@@ -180,8 +181,9 @@ class RawNode(Mapper):
         return {}
 
     async def close(self) -> None:
-        """Flush what was written."""
-        if not self.read_only:
+        """Flush what was written. Idempotent."""
+        if not self._closed and not self.read_only:
+            self._closed = True
             await self._file.flush()
 
     @asynccontextmanager

@@ -144,12 +144,14 @@ class Handle:
         node = self._node
         if node is None or offset < 0 or length < 0 or offset + length > node.size:
             node = self.check_range(offset, length)
+        if not length:
+            return b""
         if not self.traffic.held:
             data = node.try_read(offset, length)
             if data is not None:
                 return data
         async with self.traffic:
-            return await self.node.read(offset, length)
+            return await self.check_range(offset, length).read(offset, length)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable view of bytes from `offset`."""

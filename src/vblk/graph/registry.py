@@ -89,6 +89,10 @@ class Graph:
         """Iterate over all nodes, the oldest first."""
         return iter(list(self._nodes.values()))
 
+    def handles(self) -> Iterator[Handle]:
+        """Iterate over the handles of all users outside the graph."""
+        return iter(list(self._handles))
+
     def users(self, node: Node) -> list[Edge]:
         """Return the edges that lead to a node."""
         return list(self._users.get(node, ()))

@@ -1,0 +1,340 @@
+"""Nodes of every kind with known content, for the suites that hold for all of them.
+
+Owns: one builder for each kind, the loop that runs a suite, and what may stand
+over a node or under its format. Files are made in the folder of the test.
+"""
+
+import asyncio
+import os
+import random
+import subprocess
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from tests.support.vhdx.chain import Chain
+from tests.support.vhdx.image import Block, State, Vhdx
+from tests.support.vhdx.model import pattern
+from vblk.filters import copy_on_read, snapshot
+from vblk.graph.node import Node
+from vblk.graph.registry import Graph
+from vblk.graph.site import Request
+from vblk.opening import open_node
+from vblk.options import from_mapping
+from vblk.protocols.memory import MemoryNode
+from vblk.testing import Factory, FaultPlan, FaultyNode, PassingNode, ReluctantNode, Subject
+
+KIB = 1 << 10
+MIB = 1 << 20
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def run(scenario: Coroutine[Any, Any, Any], loop: str = "asyncio") -> None:
+    """Run a scenario on a loop of that kind."""
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(scenario)
+
+
+def content_of(length: int, seed: int = 1) -> bytes:
+    """Return bytes with random stretches, repeated ones and zeros."""
+    dice = random.Random(seed)
+    parts = [dice.randbytes(70 * KIB), bytes(90 * KIB), b"\x5a" * (9 * KIB), bytes(3 * KIB)]
+    while sum(map(len, parts)) < length:
+        parts.append(dice.randbytes(dice.randrange(1, 40 * KIB)))
+        parts.append(bytes(dice.randrange(1, 20 * KIB)))
+    return b"".join(parts)[:length]
+
+
+@contextmanager
+def loop_device(path: Path) -> Generator[str, None, None]:
+    """Attach a file to a loop device, and detach it in the end."""
+    command = ["losetup", "--find", "--show", str(path)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@dataclass
+class Bench:
+    """Where a builder works: a graph, a folder, and what to put under formats."""
+
+    graph: Graph
+    folder: Path
+    below_seed: int | None = None
+    cleanup: ExitStack = field(default_factory=ExitStack)
+
+    async def open(
+        self, mapping: dict[str, Any], *, read_only: bool = False, cache: str = "writeback"
+    ) -> Node:
+        """Open a node as options say it."""
+        return await open_node(self.graph, from_mapping(mapping), Request(read_only, cache))
+
+    async def leaf(self, mapping: dict[str, Any], **how: Any) -> str:
+        """Open a node for a format to stand on, perhaps behind a reluctant one; return its name."""
+        return self.between(await self.open(mapping, **how))
+
+    def between(self, node: Node) -> str:
+        """Put the reluctant node over a node, if there is to be one; return the upper one's name."""
+        if self.below_seed is None:
+            return node.name
+        reluctant = ReluctantNode("below", node, self.below_seed)
+        reluctant.put_over(self.graph)
+        return reluctant.name
+
+    def file(self, content: bytes, name: str = "disk.img") -> str:
+        """Write a file with holes where there are whole pages of zeros; return its path."""
+        path = self.folder / name
+        with path.open("wb") as file:
+            file.truncate(len(content))
+            for offset in range(0, len(content), 4096):
+                page = content[offset : offset + 4096]
+                if any(page):
+                    file.seek(offset)
+                    file.write(page)
+        return str(path)
+
+
+@dataclass
+class Made:
+    """What a builder has made."""
+
+    node: Node
+    content: bytes
+    keeps: bool = True
+    resizable: bool = True
+    size_unit: int = 512
+
+
+Builder = Callable[[Bench], Awaitable[Made]]
+
+_SIZE = 256 * KIB + 3 * 512
+
+
+async def _memory(bench: Bench) -> Made:
+    content = content_of(_SIZE)
+    node = MemoryNode("memory", size=_SIZE, data=content)
+    bench.graph.add(node)
+    return Made(node, content)
+
+
+async def _null(bench: Bench) -> Made:
+    node = await bench.open({"driver": "null-co", "size": _SIZE, "read-zeroes": True})
+    return Made(node, bytes(_SIZE), keeps=False)
+
+
+async def _null_slow(bench: Bench) -> Made:
+    node = await bench.open({"driver": "null-aio", "size": _SIZE, "latency-ns": 1})
+    return Made(node, bytes(_SIZE), keeps=False)
+
+
+def _file(cache: str, *, read_only: bool = False) -> Builder:
+    async def build(bench: Bench) -> Made:
+        content = content_of(_SIZE)
+        mapping = {"driver": "file", "filename": bench.file(content)}
+        return Made(await bench.open(mapping, read_only=read_only, cache=cache), content)
+
+    return build
+
+
+def _device(cache: str) -> Builder:
+    async def build(bench: Bench) -> Made:
+        content = content_of(_SIZE)
+        device = bench.cleanup.enter_context(loop_device(Path(bench.file(content))))
+        node = await bench.open({"driver": "host_device", "filename": device}, cache=cache)
+        return Made(node, content, resizable=False)
+
+    return build
+
+
+def _raw(
+    file_length: int, cache: str = "writeback", *, odd: int = 0, read_only: bool = False, **window: int
+) -> Builder:
+    """Build a raw image over a file; its last `odd` bytes are not in the file."""
+
+    async def build(bench: Bench) -> Made:
+        stored = content_of(file_length)
+        name = await bench.leaf(
+            {"driver": "file", "filename": bench.file(stored)}, cache=cache, read_only=read_only
+        )
+        start = window.get("offset", 0)
+        content = stored[start:][: window.get("size", file_length)] + bytes(odd)
+        node = await bench.open({"driver": "raw", "file": name, **window}, read_only=read_only)
+        return Made(node, content, resizable="size" not in window)
+
+    return build
+
+
+async def _raw_probed(bench: Bench) -> Made:
+    content = content_of(_SIZE)
+    name = await bench.leaf({"driver": "file", "filename": bench.file(content)})
+    return Made(await bench.open({"file": name}), content)
+
+
+async def _raw_over_memory(bench: Bench) -> Made:
+    made = await _memory(bench)
+    return Made(await bench.open({"driver": "raw", "file": bench.between(made.node)}), made.content)
+
+
+async def _raw_over_raw(bench: Bench) -> Made:
+    content = content_of(_SIZE)
+    name = await bench.leaf({"driver": "file", "filename": bench.file(content)})
+    inner = await bench.open({"driver": "raw", "offset": 77, "file": name})
+    node = await bench.open({"driver": "raw", "offset": 200, "size": 64 * KIB, "file": inner.name})
+    return Made(node, content[277 : 277 + 64 * KIB], resizable=False)
+
+
+def _vhdx(**own: Any) -> Builder:
+    async def build(bench: Bench) -> Made:
+        vhdx = Vhdx(size=6 * MIB, **own)
+        for number, state in enumerate((State.FULLY_PRESENT, State.ZERO, State.NOT_PRESENT)):
+            vhdx.blocks[number] = Block(state, pattern(number, 0, MIB - 3))
+        vhdx.blocks[5] = Block(State.FULLY_PRESENT, pattern(5, 0, MIB))
+        path = vhdx.build(bench.folder / "disk.vhdx")
+        name = await bench.leaf({"driver": "file", "filename": str(path)}, read_only=True)
+        node = await bench.open({"driver": "vhdx", "file": name}, read_only=True)
+        return Made(node, vhdx.model().read(0, vhdx.size))
+
+    return build
+
+
+async def _vhdx_chain(bench: Bench) -> Made:
+    chain = Chain(bench.folder)
+    chain.base([(0, 2 * MIB), (3 * MIB, MIB)], size=5 * MIB)
+    chain.child([(512, 4096), (MIB + 1024, 300 * 512)])
+    chain.child([(0, 512), (2 * MIB - 512, 1024)], states={3: State.ZERO}, size=6 * MIB)
+    node = await bench.open(
+        {"driver": "vhdx", "file": {"driver": "file", "filename": str(chain.top.path)}}, read_only=True
+    )
+    return Made(node, chain.top.model.read(0, chain.top.model.size))
+
+
+async def _vhdx_of_qemu(bench: Bench) -> Made:
+    content = content_of(3 * MIB)
+    target = bench.folder / "qemu.vhdx"
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "vhdx", bench.file(content), str(target)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    name = await bench.leaf({"driver": "file", "filename": str(target)}, read_only=True)
+    return Made(await bench.open({"driver": "vhdx", "file": name}, read_only=True), content)
+
+
+async def _raw_over_vhdx(bench: Bench) -> Made:
+    below = await _vhdx_chain(bench)
+    node = await bench.open({"driver": "raw", "file": bench.between(below.node)}, read_only=True)
+    return Made(node, below.content)
+
+
+def _blkdebug(**options: Any) -> Builder:
+    async def build(bench: Bench) -> Made:
+        unit = options.get("align", 512)
+        content = content_of(_SIZE - _SIZE % unit)
+        name = await bench.leaf({"driver": "file", "filename": bench.file(content)})
+        node = await bench.open({"driver": "blkdebug", "image": name, **options})
+        return Made(node, content, size_unit=unit)
+
+    return build
+
+
+async def _copy_on_read(bench: Bench) -> Made:
+    overlay = await _snapshot(bench)
+    node = await copy_on_read.put_over(bench.graph, overlay.node)
+    return Made(node, overlay.content)
+
+
+async def _snapshot(bench: Bench) -> Made:
+    base = await _raw(_SIZE, read_only=True)(bench)
+    return Made(await snapshot.put_over(bench.graph, base.node), base.content)
+
+
+async def _snapshot_of_chain(bench: Bench) -> Made:
+    base = await _vhdx_chain(bench)
+    return Made(await snapshot.put_over(bench.graph, base.node), base.content)
+
+
+async def _passing(bench: Bench) -> Made:
+    below = await _raw(_SIZE)(bench)
+    node = PassingNode("passing", below.node)
+    node.put_over(bench.graph)
+    return Made(node, below.content)
+
+
+async def _faulty(bench: Bench) -> Made:
+    below = await _raw(_SIZE)(bench)
+    node = FaultyNode("faulty", below.node, FaultPlan())
+    node.put_over(bench.graph)
+    return Made(node, below.content)
+
+
+BUILDERS: dict[str, Builder] = {
+    "memory": _memory,
+    "null": _null,
+    "null-with-latency": _null_slow,
+    "file": _file("writeback"),
+    "file-read-only": _file("writeback", read_only=True),
+    "file-none": _file("none"),
+    "file-writethrough": _file("writethrough"),
+    "file-directsync": _file("directsync"),
+    "file-unsafe": _file("unsafe"),
+    "raw": _raw(_SIZE),
+    "raw-none": _raw(_SIZE, "none"),
+    "raw-read-only": _raw(_SIZE, read_only=True),
+    "raw-odd": _raw(_SIZE + 77, odd=512 - 77),
+    "raw-odd-none": _raw(_SIZE + 77, "none", odd=512 - 77),
+    "raw-window": _raw(_SIZE, offset=4096, size=128 * KIB),
+    "raw-window-odd": _raw(_SIZE, offset=1000, size=97 * 512),
+    "raw-rest-odd": _raw(_SIZE, odd=100, offset=100),
+    "raw-probed": _raw_probed,
+    "raw-over-memory": _raw_over_memory,
+    "raw-over-raw": _raw_over_raw,
+    "vhdx": _vhdx(),
+    "vhdx-4096": _vhdx(sector_size=4096, physical_sector_size=4096, block_size=2 * MIB),
+    "vhdx-chain": _vhdx_chain,
+    "vhdx-of-qemu": _vhdx_of_qemu,
+    "raw-over-vhdx": _raw_over_vhdx,
+    "blkdebug": _blkdebug(),
+    "blkdebug-aligned": _blkdebug(align=4096),
+    "copy-on-read": _copy_on_read,
+    "snapshot": _snapshot,
+    "snapshot-of-chain": _snapshot_of_chain,
+    "passing": _passing,
+    "faulty-without-faults": _faulty,
+}
+DEVICES: dict[str, Builder] = {"loop-device": _device("writeback"), "loop-device-none": _device("none")}
+"""Need the right to make loop devices."""
+
+
+def factory_of(
+    build: Builder, folder: Path, *, over_seed: int | None = None, below_seed: int | None = None
+) -> Factory:
+    """Return the factory of a builder's subject, in a new folder each time.
+
+    With `over_seed` a reluctant node stands over the subject, with `below_seed`
+    one stands between its format and its file.
+    """
+
+    @asynccontextmanager
+    async def make() -> AsyncGenerator[Subject, None]:
+        number = len(os.listdir(folder))
+        own = folder / str(number)
+        own.mkdir()
+        with ExitStack() as cleanup:
+            async with Graph() as graph:
+                made = await build(Bench(graph, own, below_seed, cleanup))
+                node = made.node
+                if over_seed is not None:
+                    node = ReluctantNode("over", node, over_seed)
+                    node.put_over(graph)
+                yield Subject(graph, node, made.content, made.keeps, made.resizable, made.size_unit)
+
+    return make
+
+
+__all__ = ["BUILDERS", "DEVICES", "LOOPS", "Bench", "Made", "factory_of", "loop_device", "run"]
