@@ -65,6 +65,25 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
+def open_again(fd: int, filename: str, flags: int) -> int:
+    """Open the file behind `fd` once more, with `flags` as in open(2), and return a new descriptor.
+
+    Through /proc this finds the very same file even if its name is another's by
+    now. Without /proc the name must still lead to it.
+
+    Raises:
+        OSError: ESTALE where the name leads elsewhere, or what open(2) says.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        again = os.open(filename, flags | os.O_CLOEXEC)
+    if os.path.samestat(os.fstat(fd), os.fstat(again)):
+        return again
+    os.close(again)
+    raise OSError(errno.ESTALE, f"'{filename}' is another file by now")
+
+
 def device_discard(fd: int, offset: int, length: int) -> None:
     """Discard a range of a block device; whole sectors."""
     _device_range(fd, _BLKDISCARD, offset, length)

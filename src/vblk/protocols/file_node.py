@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from vblk.aio.buffers import AlignedBuffers
 from vblk.aio.engine import Engine, storage_error
+from vblk.aio.file_calls import open_again
 from vblk.aio.inline import InlineReader
 from vblk.errors import BlockError, StorageError, Unsupported
 from vblk.extent import Kind
@@ -339,7 +340,7 @@ class FileNode(Leaf):
 
     def _replace_descriptor(self, read_only: bool) -> int:
         """Open the same file anew under the same number, and return its length. Blocks."""
-        fd = os.open(f"/proc/self/fd/{self._fd}", open_flags(read_only, self.cache))
+        fd = open_again(self._fd, self.filename, open_flags(read_only, self.cache))
         try:
             os.dup2(fd, self._fd, inheritable=False)
         finally:

@@ -22,6 +22,7 @@ import os
 import struct
 from dataclasses import dataclass
 
+from vblk.aio.file_calls import open_again
 from vblk.errors import PermissionConflict, StorageError
 from vblk.graph.edge import Permission
 
@@ -87,8 +88,7 @@ class ImageLock:
         self._filename = filename
         self._required = required
         self._held: frozenset[int] = frozenset()
-        # Through /proc the very same file is opened, even if its name is another's by now.
-        self._fd = os.open(f"/proc/self/fd/{data_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = open_again(data_fd, filename, os.O_RDONLY | os.O_NONBLOCK)
 
     @property
     def held_bytes(self) -> frozenset[int]:
