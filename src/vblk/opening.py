@@ -25,6 +25,7 @@ from vblk.options import NodeOptions, NodeReference, check_consistent, parse_fil
 PROTOCOLS = {
     "file": "vblk.protocols.file",
     "host_device": "vblk.protocols.file",
+    "host_cdrom": "vblk.protocols.file",
     "memory": "vblk.protocols.memory",
     "null-co": "vblk.protocols.null",
     "null-aio": "vblk.protocols.null",
@@ -35,7 +36,7 @@ KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg luks parallels qcow qcow2 qed vdi vmdk vpc vvfat "
         "blklogwrites blkreplay blkverify compress preallocate quorum throttle "
-        "ftp ftps gluster host_cdrom http https iscsi nbd nfs nvme rbd ssh"
+        "ftp ftps gluster http https iscsi nbd nfs nvme rbd ssh"
     ).split()
 )
 """Formats, protocols and filters that others have and this version has not."""
@@ -102,6 +103,8 @@ def hand_down(options: NodeOptions) -> NodeOptions:
 async def open_node(graph: Graph, options: NodeOptions, request: Request) -> Node:
     """Open a node and everything below it; it has no user yet."""
     check_consistent(options)
+    if options.detect_zeroes not in (None, "off"):
+        raise Unsupported("detecting zeroes in what is written (detect-zeroes) is not in this version of vblk")
     if options.driver is None and "filename" in options.own:
         return await _open_driver(graph, replace(options, driver=_local_driver(options)), request)
     if options.driver is None:
