@@ -5,6 +5,7 @@ and whether a person is watching. Must not know any verb.
 """
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from vblk.cli.failure import Failure, sentence
@@ -51,16 +52,21 @@ class Console:
 
     def message(self, *lines: str) -> None:
         """Write lines to standard error, each behind the program's name."""
-        self.out.flush()
+        self._flush_out()
         for line in lines:
             self.err.write(f"{self.name}: {line}\n")
         self.err.flush()
 
     def plain_message(self, text: str) -> None:
         """Write lines to standard error without a prefix."""
-        self.out.flush()
+        self._flush_out()
         self.err.write(text + "\n")
         self.err.flush()
+
+    def _flush_out(self) -> None:
+        """Keep the order of both streams; what standard output has to say is said when the run ends."""
+        with suppress(OSError):
+            self.out.flush()
 
     def warn(self, text: str) -> None:
         """Write a warning to standard error."""

@@ -3,6 +3,7 @@
 Owns: QEMU's announcement and its words for what cannot be made.
 """
 
+import errno
 from dataclasses import dataclass
 
 from vblk.cli.command import Verb, flag, option
@@ -55,6 +56,8 @@ async def run(arguments: Arguments, console: Console) -> int:
         raise Failure(*(f"{name}: {line}" for line in failure.lines), hint=failure.hint) from failure
     except BlockError as error:
         text = sentence(error)
+        if error.errno == errno.EFBIG:
+            text = f"The image size is too large for file format '{arguments.format}'"
         raise Failure(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
     return SUCCESS
 

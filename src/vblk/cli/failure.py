@@ -57,9 +57,10 @@ def sentence(error: BlockError) -> str:
     text = error.message
     if error.offset is not None:
         text += f" (offset {error.offset:#x})"
-    if error.filename and error.filename not in text:
-        return f"{error.filename}: {text}"
-    return text
+    name = error.filename
+    if not name or any(spelled in text for spelled in (f"'{name}'", f"[{name}]", f"{name}: ")):
+        return text
+    return f"{name}: {text}"
 
 
 def could_not_open(name: str, error: BlockError) -> Failure:

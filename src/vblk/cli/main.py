@@ -69,7 +69,7 @@ def run_program(name: str, words: Sequence[str]) -> int:
     except OSError as error:
         _forget_output()
         console.message(f"cannot write the output: {error.strerror}")
-        return FAILURE
+        return _debugged(error, FAILURE)
     return status
 
 
@@ -92,9 +92,9 @@ def _guarded(console: Console, words: Sequence[str]) -> int:
         return INTERRUPTED
     except Terminated:
         return TERMINATED
-    except BrokenPipeError:
-        raise
-    except RecursionError as error:
+    except OSError as error:
+        if error.filename is None:  # the library has typed errors of its own: this is our output
+            raise
         return _internal(console, error)
     except Exception as error:
         return _internal(console, error)

@@ -4,6 +4,7 @@ Owns: QEMU's reading of the last word as a size, absolute or relative, and its
 warnings before data is cut off.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,10 @@ async def run(arguments: Arguments, console: Console) -> int:
         try:
             await handle.resize(size, preallocation=Preallocation(arguments.preallocation))
         except BlockError as error:
-            raise Failure(sentence(error).removeprefix(f"{name}: ")) from error
+            text = sentence(error).removeprefix(f"{name}: ")
+            if text == os.strerror(error.errno):
+                text = f"Could not resize file: {text}"
+            raise Failure(text) from error
     if not arguments.quiet:
         console.print("Image resized.")
     return SUCCESS

@@ -1,0 +1,108 @@
+"""New image files: whole or not there, and never over somebody's open image."""
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from vblk.errors import PermissionConflict, StorageError
+from vblk.graph.node import Preallocation
+from vblk.graph.registry import Graph
+from vblk.jobs.target import NewImage, new_raw_image
+from vblk.opening import open_image
+from vblk.units import KIB, MIB
+
+
+def make(path: Path, image: NewImage, data: bytes = b"", fail: bool = False) -> None:
+    async def scenario() -> None:
+        async with Graph() as graph, new_raw_image(graph, str(path), image) as handle:
+            if data:
+                await handle.write(0, data)
+            if fail:
+                raise RuntimeError("on the way")
+
+    asyncio.run(scenario())
+
+
+def test_a_new_file_has_its_size_in_whole_sectors_and_its_first_block(tmp_path: Path) -> None:
+    make(tmp_path / "a", NewImage(MIB + 1))
+    assert (tmp_path / "a").stat().st_size == MIB + 512
+    assert 0 < (tmp_path / "a").stat().st_blocks * 512 <= 64 * KIB
+    make(tmp_path / "b", NewImage(0))
+    assert (tmp_path / "b").stat().st_size == 0
+
+
+@pytest.mark.parametrize("mode", [Preallocation.FALLOC, Preallocation.FULL])
+def test_preallocation_takes_the_space(tmp_path: Path, mode: Preallocation) -> None:
+    make(tmp_path / "a", NewImage(MIB, mode))
+    assert (tmp_path / "a").stat().st_blocks * 512 >= MIB
+    assert (tmp_path / "a").read_bytes() == bytes(MIB)
+
+
+def test_an_existing_file_is_replaced_with_its_mode_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old" * 1000)
+    path.chmod(0o600)
+    before = path.stat().st_ino
+    make(path, NewImage(512), b"new")
+    assert path.read_bytes()[:3] == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.stat().st_ino != before
+
+
+def test_after_a_failure_the_old_file_stands_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        make(path, NewImage(512), b"new", fail=True)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    make(tmp_path / "link", NewImage(512), b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes()[:3] == b"new"
+
+
+def test_a_file_with_two_names_is_written_in_place(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old" * 1000)
+    os.link(tmp_path / "a", tmp_path / "b")
+    make(tmp_path / "a", NewImage(1024), b"new")
+    assert (tmp_path / "b").read_bytes() == b"new" + bytes(1021)
+
+
+def test_a_file_in_use_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(MIB))
+
+    async def scenario() -> None:
+        async with Graph() as graph:
+            await open_image(graph, str(path), format="raw")
+            async with new_raw_image(graph, str(path), NewImage(512)):
+                pass
+
+    with pytest.raises(PermissionConflict):
+        asyncio.run(scenario())
+    assert path.stat().st_size == MIB
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["nosuch/a", "."])
+def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="Could not create"):
+        make(tmp_path / name, NewImage(512))
+
+
+def test_errors_call_the_file_by_the_name_that_was_given(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Graph() as graph, new_raw_image(graph, str(tmp_path / "a"), NewImage(512)) as handle:
+            await handle.read(0, 1024)
+
+    with pytest.raises(Exception, match="/a: ") as caught:
+        asyncio.run(scenario())
+    assert "vblk-part" not in str(caught.value)
