@@ -59,7 +59,9 @@ class FaultNode(Filter, EventListener):
         self._chance = chance
         self._limits = options
         self.alignment = max(1, options.align, file.alignment)
-        self._aligner = Aligner(self, options.align, hook=self._at_moment, overtaking=True) if options.align > 1 else None
+        self._aligner = (
+            Aligner(self, options.align, hook=self._at_moment, overtaking=True) if options.align > 1 else None
+        )
         self._breakpoints: list[tuple[Event, str]] = []
         self._stopped: list[_Stopped] = []
         self._stop_happened = asyncio.Event()

@@ -145,7 +145,7 @@ def _check(arguments: IoArguments) -> None:
 
 async def _open(session: "Session", arguments: IoArguments) -> None:
     """Open the image that the call names."""
-    from vblk.cli.io.images import open_image, read_discard
+    from vblk.cli.io.images import open_image, read_discard, with_discard
     from vblk.cli.io.session import Access
     from vblk.options import NodeOptions, parse_image_opts
 
@@ -159,8 +159,9 @@ async def _open(session: "Session", arguments: IoArguments) -> None:
         copy_on_read=arguments.copy_on_read,
         force_share=arguments.force_share,
         cache=arguments.cache or ("none" if arguments.nocache else "writethrough"),
-        unmap=arguments.discard is None or read_discard(arguments.discard),
     )
+    if arguments.discard is not None:
+        options = with_discard(options, read_discard(arguments.discard))
     aio = arguments.aio or ("native" if arguments.native_aio else None)
     await open_image(session, name, options, access, aio)
 

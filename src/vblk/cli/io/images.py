@@ -19,7 +19,7 @@ from vblk.opening import open_node
 from vblk.options import NodeOptions, merge, parse_image_opts, with_filename
 
 CACHE_MODES = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
-DISCARD_MODES = {"ignore": False, "off": False, "unmap": True, "on": True}
+DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 AIO_MODES = ("threads", "native", "io_uring")
 DIRECT_MODES = ("none", "off", "directsync")
 USER = "vblk io"
@@ -39,8 +39,8 @@ def read_cache(text: str) -> str:
     return text
 
 
-def read_discard(text: str) -> bool:
-    """Return whether discards reach the image.
+def read_discard(text: str) -> str:
+    """Return the name of a discard mode, `unmap` or `ignore`.
 
     Raises:
         Failure: There is no such mode.
@@ -48,6 +48,11 @@ def read_discard(text: str) -> bool:
     if text not in DISCARD_MODES:
         raise Failure(f"Invalid discard option: {text}")
     return DISCARD_MODES[text]
+
+
+def with_discard(options: NodeOptions, mode: str | None) -> NodeOptions:
+    """Return options with a discard mode, unless they name one themselves."""
+    return options if mode is None or options.discard is not None else replace(options, discard=mode)
 
 
 def check_aio(text: str | None, cache: str, options: NodeOptions) -> None:
@@ -73,7 +78,7 @@ async def open_command(session: Session, call: Call) -> None:
     cache = "none" if call.has("n") else "writethrough"
     if (text := call.value("t")) is not None:
         cache = read_cache(text)
-    unmap = all(read_discard(text) for text in call.values("d")[-1:])
+    discard = None if (mode := call.value("d")) is None else read_discard(mode)
     aio = call.value("i") or ("native" if call.has("k") else None)
     if aio is not None and aio not in AIO_MODES:
         raise Failure(f"Invalid aio option: {aio}")
@@ -92,9 +97,8 @@ async def open_command(session: Session, call: Call) -> None:
         copy_on_read=call.has("C"),
         force_share=call.has("U"),
         cache=cache,
-        unmap=unmap,
     )
-    await open_image(session, name, options, access, aio)
+    await open_image(session, name, with_discard(options, discard), access, aio)
 
 
 async def open_image(
@@ -174,7 +178,7 @@ async def reopen_command(session: Session, call: Call) -> None:
     if options == image.options and access.cache == image.access.cache:
         if access.read_only != image.access.read_only:
             await image.graph.reopen(image.handle.node, read_only=access.read_only)
-            image.access = access
+            session.replace_access(access)
         return
     if image.access.snapshot:
         raise Failure("Cannot change options while a temporary overlay is in use")
@@ -205,15 +209,7 @@ def _read_changes(session: Session, call: Call) -> tuple[NodeOptions, Access]:
         read_only = changes.read_only
     if call.has("c") and not (changes.cache_direct is None and changes.cache_no_flush is None):
         raise Failure("Cannot set both -c and the cache options")
-    access = Access(
-        read_only=read_only,
-        snapshot=old.snapshot,
-        copy_on_read=old.copy_on_read,
-        force_share=old.force_share,
-        cache=cache,
-        unmap=old.unmap if changes.discard is None else changes.discard == "unmap",
-    )
-    return changes, access
+    return changes, replace(old, read_only=read_only, cache=cache)
 
 
 def _changed(options: NodeOptions, driver: str, changes: NodeOptions) -> NodeOptions:
@@ -240,4 +236,6 @@ def _changed(options: NodeOptions, driver: str, changes: NodeOptions) -> NodeOpt
         changed.cache_direct = changes.cache_direct
     if changes.cache_no_flush is not None:
         changed.cache_no_flush = changes.cache_no_flush
+    if changes.discard is not None:
+        changed.discard = changes.discard
     return changed

@@ -28,7 +28,7 @@ class LineReader:
         """Return the next line without its end, or None when there is none.
 
         Raises:
-            Failure: A line is longer than `LINE_MAX`.
+            Failure: A line is longer than `LINE_MAX`, or cannot be read.
         """
         while True:
             end = self._buffer.find(b"\n")
@@ -41,8 +41,11 @@ class LineReader:
                 return line.decode(errors="surrogateescape") if line else None
             if len(self._buffer) > LINE_MAX:
                 raise Failure(f"a line of commands is longer than {LINE_MAX} bytes")
-            await self._readable()
-            data = os.read(self._fd, READ_MAX)
+            try:
+                await self._readable()
+                data = os.read(self._fd, READ_MAX)
+            except OSError as error:
+                raise Failure(f"cannot read commands: {error.strerror}") from error
             self._buffer += data
             self._ended = not data
 

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 
 from vblk.cli.console import Console
 from vblk.cli.failure import FAILURE, SUCCESS, Failure, sentence
@@ -27,43 +28,30 @@ MISALIGNMENT = 16
 """By how many bytes `-m` moves buffers from where memory would be well aligned."""
 
 
-class OpenImage:
-    """The image that a session works on, with how it was opened."""
-
-    def __init__(self, graph: Graph, handle: Handle, options: NodeOptions, access: "Access") -> None:
-        self.graph = graph
-        self.handle = handle
-        self.options = options
-        self.access = access
-
-
+@dataclass(frozen=True, slots=True)
 class Access:
-    """How an image is to be opened, apart from its own options.
+    """How an image is to be opened, apart from its own options; `cache` is a mode's name."""
 
-    `cache` is a mode's name; `unmap`: whether discards reach the image.
-    """
-
-    def __init__(
-        self,
-        *,
-        read_only: bool = False,
-        snapshot: bool = False,
-        copy_on_read: bool = False,
-        force_share: bool = False,
-        cache: str = "writethrough",
-        unmap: bool = True,
-    ) -> None:
-        self.read_only = read_only
-        self.snapshot = snapshot
-        self.copy_on_read = copy_on_read
-        self.force_share = force_share
-        self.cache = cache
-        self.unmap = unmap
+    read_only: bool = False
+    snapshot: bool = False
+    copy_on_read: bool = False
+    force_share: bool = False
+    cache: str = "writethrough"
 
     @property
     def write_through(self) -> bool:
         """Whether a write is on stable storage when it returns."""
         return self.cache in ("writethrough", "directsync")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenImage:
+    """The image that a session works on, with how it was opened."""
+
+    graph: Graph
+    handle: Handle
+    options: NodeOptions
+    access: Access
 
 
 class Session:
@@ -226,6 +214,10 @@ class Session:
         listener = self.listener()
         if listener is not None:
             listener.report_to(self.say)
+
+    def replace_access(self, access: Access) -> None:
+        """Note that the image is open in another way now."""
+        self._image = replace(self.opened, access=access)
 
     async def close_image(self) -> None:
         """Let go of the image, when its requests have ended."""

@@ -195,7 +195,7 @@ def _zeros(session: Session, call: Call, offset: int, length: int) -> Awaitable[
     return session.handle.write_zeroes(
         offset,
         length,
-        unmap=call.has("u") and session.opened.access.unmap,
+        unmap=call.has("u"),
         no_fallback=call.has("n"),
         fua=_stable(session, call),
     )
@@ -320,12 +320,5 @@ async def discard(session: Session, call: Call) -> None:
     offset = read_number(operands[0])
     length = _read_length(operands[1])
     report = _Report(session, call)
-    seconds = await _timed(session, "discard", report, _discarding(session, offset, length))
+    seconds = await _timed(session, "discard", report, session.handle.discard(offset, length))
     report.told("discard", offset, length, seconds)
-
-
-async def _discarding(session: Session, offset: int, length: int) -> None:
-    if session.opened.access.unmap:
-        await session.handle.discard(offset, length)
-    else:
-        session.handle.check_range(offset, length)
