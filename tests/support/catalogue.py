@@ -37,7 +37,7 @@ class Refused:
 
     reasons: tuple[Reason, ...]
     error: type[BlockError] = ImageError
-    verbs: tuple[str, ...] = ("info", "check", "convert")
+    verbs: tuple[str, ...] = ("check", "convert")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,22 @@ def judge_commands(make: Make, wanted: Refused | Opens, folder: Path) -> None:
         assert set(wanted.codes) <= set(reported), reported
         if wanted.clean:
             assert reported == []
-        if wanted.at_open:
+        if wanted.at_open and wanted.codes:
             assert set(wanted.codes) <= set(findings("info", subject, flags))
+        if subject.model.size <= WHOLE_MAX:
+            judge_conversion(subject, flags, folder / "target.raw")
     assert fingerprint(path) == before
+
+
+def judge_conversion(subject: Subject, flags: list[str], target: Path) -> None:
+    """Convert to raw: the content is right, or the damage is said and nothing is left behind."""
+    ran = run_vblk("convert", "-f", "vhdx", "-O", "raw", *flags, subject.path, target)
+    if subject.damaged:
+        assert_refused(ran, subject.folder)
+        assert not target.exists()
+    else:
+        assert ran.returncode == 0, ran.stderr
+        assert hashlib.sha256(target.read_bytes()).hexdigest() == subject.model.sha256()
 
 
 def command_flags(subject: Subject) -> list[str]:
