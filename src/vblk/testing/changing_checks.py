@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from vblk.errors import GraphError, OutOfRange, ReadOnly, Unsupported
+from vblk.graph.handle import Handle
 from vblk.testing.promises import (
     Factory,
+    Subject,
     check_spans,
     compare,
     compare_all,
@@ -92,6 +94,7 @@ async def write_zeroes_reads_as_zeros(factory: Factory) -> None:
         model = bytearray(subject.content)
         for number, (offset, length) in enumerate(ranges(len(model), random_count=12, seed=6)):
             unmap, no_fallback, fua = bool(number & 1), number % 7 == 3, number % 5 == 0
+            start, end = await _refill(handle, subject, model, offset, length, number)
             try:
                 await handle.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua)
             except Unsupported:
@@ -99,9 +102,20 @@ async def write_zeroes_reads_as_zeros(factory: Factory) -> None:
                 await handle.write_zeroes(offset, length)
             if subject.keeps:
                 model[offset : offset + length] = bytes(length)
-            start, end = max(0, offset - 600), min(len(model), offset + length + 600)
             await compare(handle, start, bytes(model[start:end]), f"after write_zeroes at {offset}")
         await compare_all(handle, model, "after write_zeroes")
+
+
+async def _refill(
+    handle: Handle, subject: Subject, model: bytearray, offset: int, length: int, seed: int
+) -> tuple[int, int]:
+    """Write other bytes to a range and around it, so that what happens to them can be seen."""
+    start, end = max(0, offset - 600), min(len(model), offset + length + 600)
+    data = random_bytes(seed, end - start)
+    await handle.write(start, data)
+    if subject.keeps:
+        model[start:end] = data
+    return start, end
 
 
 async def discard_reads_as_before_or_as_zeros(factory: Factory) -> None:
@@ -111,15 +125,17 @@ async def discard_reads_as_before_or_as_zeros(factory: Factory) -> None:
         if handle.read_only:
             return
         model = bytearray(subject.content)
-        for offset, length in ranges(len(model), random_count=12, seed=7):
+        for number, (offset, length) in enumerate(ranges(len(model), random_count=12, seed=7)):
+            start, end = await _refill(handle, subject, model, offset, length, number)
             await handle.discard(offset, length)
             found = await handle.read(offset, length)
-            before = model[offset : offset + length]
+            before = bytes(model[offset : offset + length])
             expect(
-                all(new in (0, old) for new, old in zip(found, before, strict=True)),
+                found == before or all(new in (0, old) for new, old in zip(found, before, strict=True)),
                 f"discard of {length} bytes at {offset} put other bytes there",
             )
             model[offset : offset + length] = found
+            await compare(handle, start, bytes(model[start:end]), f"after a discard at {offset}")
         await compare_all(handle, model, "after discards")
 
 
@@ -210,6 +226,17 @@ async def a_read_only_node_refuses_changes(factory: Factory) -> None:
         )
         for change in changes:
             await refused(change(), ReadOnly, "a change of a read-only node")
+        node = handle.node
+        beneath: tuple[Callable[[], Awaitable[None]], ...] = (
+            lambda: node.write(0, b"x"),
+            lambda: node.write_zeroes(0, 1),
+            lambda: node.discard(0, 1),
+            lambda: node.resize(handle.size + 4096),
+        )
+        for change in beneath:
+            await refused(
+                change(), (ReadOnly, Unsupported), "a change beneath the handle of a read-only node"
+            )
         expect(handle.read_only, "a read-only node says that it is writable")
         await compare_all(handle, subject.content, "after refused changes")
 
