@@ -10,7 +10,12 @@ from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure, sentence
 from vblk.cli.raw_options import options_help, raw_options, read_options
-from vblk.cli.targets import local_target, require_creatable, require_no_backing
+from vblk.cli.targets import (
+    local_target,
+    require_creatable,
+    require_known_protocol,
+    require_no_backing,
+)
 from vblk.cli.values import bounded_size, size_refusal
 from vblk.errors import BlockError
 from vblk.graph.registry import Graph
@@ -71,6 +76,7 @@ async def _create(
     wanted = size if size is not None else options.size
     if wanted is None:
         raise Failure("Image creation needs a size parameter")
+    require_known_protocol(name)
     if not arguments.quiet:
         console.print(options.formatting(name, arguments.format, wanted))
     creation = options.creation(wanted)

@@ -49,6 +49,8 @@ def exit_status(verb: str, error: Failure | BlockError) -> int:
     """Return the exit status of a verb that failed with `error`."""
     if isinstance(error, Failure) and error.status is not None:
         return error.status
+    if isinstance(error, Failure) and error.hint:
+        return FAILURE
     return FAILED.get(verb, FAILURE)
 
 

@@ -21,7 +21,7 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import ChainRules
-from vblk.opening import FORMATS, KNOWN_ELSEWHERE, PROTOCOLS, open_image
+from vblk.opening import open_image
 from vblk.options import NodeOptions, parse_filename, parse_image_opts
 
 GUESSED = (
@@ -195,16 +195,3 @@ def chain_of(node: Node) -> Sequence[Node]:
         images.append(below)
         below = below.child(Role.BACKING)
     return images
-
-
-def require_format(name: str) -> None:
-    """Refuse a format for output that nobody knows, or that this version has not.
-
-    Raises:
-        Failure: QEMU's sentence for an unknown one, ours for one of others.
-    """
-    if name in FORMATS or name in PROTOCOLS:
-        return
-    if name in KNOWN_ELSEWHERE:
-        raise Failure(f"Format driver '{name}' does not support image creation")
-    raise Failure(f"Unknown file format '{name}'")

@@ -6,10 +6,12 @@ there is none. How files come to be is `vblk.jobs.target`.
 
 from vblk.cli.failure import Failure, could_not_open
 from vblk.errors import BlockError
-from vblk.opening import FORMATS, KNOWN_ELSEWHERE
+from vblk.opening import FILTERS, FORMATS, KNOWN_ELSEWHERE, PROTOCOLS
 from vblk.options import NodeOptions, parse_filename
 
 CREATABLE = ("raw", "file")
+NEVER_CREATED = ("bochs", "cloop", "dmg")
+"""Formats in which nobody makes images; QEMU has a sentence for them."""
 _LOCAL = (None, "file", "host_device")
 
 
@@ -25,8 +27,10 @@ def require_creatable(form: str, unknown: str = "Unknown file format '{}'") -> N
     """
     if form in CREATABLE:
         return
-    if form in FORMATS or form in KNOWN_ELSEWHERE:
+    if form in NEVER_CREATED:
         raise Failure(f"Format driver '{form}' does not support image creation")
+    if form in FORMATS or form in PROTOCOLS or form in FILTERS or form in KNOWN_ELSEWHERE:
+        raise Failure(f"creating images of the format '{form}' is not supported in this version of vblk")
     raise Failure(unknown.replace("{}", form))
 
 
@@ -40,6 +44,19 @@ def require_no_backing(form: str, backing: str | None, backing_format: str | Non
         raise Failure(f"Backing file not supported for file format '{form}'")
     if backing_format is not None:
         raise Failure(f"Backing file format not supported for file format '{form}'")
+
+
+def require_known_protocol(name: str) -> None:
+    """Refuse a name whose prefix is nobody's.
+
+    Raises:
+        Failure: With QEMU's sentence.
+    """
+    if name:
+        try:
+            parse_filename(name, format="raw")
+        except BlockError as error:
+            raise Failure(error.message) from error
 
 
 def local_target(name: str) -> str:

@@ -5,8 +5,8 @@ salvage. It moves bytes by `Mover` where the kernel can carry them, else through
 memory; it knows no format and prints nothing.
 
 Ordering rule: unless out of order is allowed, a piece is written when all pieces
-before it are, so the target grows like a file that is written from its start;
-what passes memory is read ahead meanwhile.
+before it are, but for the one just before it, so the target grows like a file
+that is written from its start; what passes memory is read ahead meanwhile.
 """
 
 import asyncio
@@ -29,6 +29,9 @@ KERNEL_PIECE = 16 * MIB
 MEMORY_PIECE = 2 * MIB
 ZERO_PIECE = GIB
 SECTOR = 512
+
+OVERLAP = 2
+"""How many pieces may be written at a time when order counts: one moves while the next is handed over."""
 
 _ZEROS = bytes(MEMORY_PIECE)
 
@@ -296,22 +299,29 @@ def runs_of_zeros(data: bytes | bytearray, unit: int) -> list[tuple[int, int, bo
 
 
 class _Turnstile:
-    """Lets numbered tasks through one after another, in the order of their numbers."""
+    """Lets numbered tasks through in the order of their numbers, `OVERLAP` at a time."""
 
     def __init__(self, *, ordered: bool) -> None:
         self._ordered = ordered
         self._next = 0
+        self._ended: set[int] = set()
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     @asynccontextmanager
     async def turn(self, number: int) -> AsyncGenerator[None]:
-        """Hold the turn of `number`; it is the next one's only when the block ends well."""
-        if self._ordered and number != self._next:
+        """Hold the turn of `number`, which makes way for others only when the block ends well."""
+        if self._ordered and number >= self._next + OVERLAP:
             future = self._waiting[number] = asyncio.get_running_loop().create_future()
             await future
         yield
         if self._ordered:
-            self._next = number + 1
-            waiting = self._waiting.pop(self._next, None)
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        self._ended.add(number)
+        while self._next in self._ended:
+            self._ended.remove(self._next)
+            waiting = self._waiting.pop(self._next + OVERLAP, None)
+            self._next += 1
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
