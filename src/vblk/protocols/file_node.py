@@ -119,7 +119,7 @@ class FileNode(Leaf):
         self._flusher.check_healthy()
         if self._aligner is not None:
             buffer = bytearray(length)
-            await self.named(self._aligner.read_into(offset, memoryview(buffer)))
+            await self.read_into(offset, memoryview(buffer))
             return bytes(buffer)
         data = await self.named(self.engine.read(self._fd, offset, length))
         if len(data) < length:
@@ -131,6 +131,7 @@ class FileNode(Leaf):
         """Fill a buffer; see `Node.read_into`."""
         self._flusher.check_healthy()
         if self._aligner is not None:
+            self._check_reach(offset, len(buffer), max(0, self._size - offset))
             await self.named(self._aligner.read_into(offset, buffer))
             return
         count = await self.named(self.engine.read_into(self._fd, offset, buffer))
@@ -140,16 +141,28 @@ class FileNode(Leaf):
 
     def _check_end(self, offset: int, length: int, count: int) -> None:
         """Let zeros stand for what is missing only in the rest of the last sector."""
-        end = offset + count
-        if end < self._size or offset + length > align_up(self._size, max(_SECTOR, self.alignment)):
-            raise StorageError(
-                errno.EIO,
-                f"the file ends at {end} and was {self._size} bytes long",
-                filename=self.filename,
-                operation="read",
-                offset=offset,
-                length=length,
-            )
+        self._check_reach(offset, length, count)
+        self._check_length(offset, length, count)
+
+    def _check_reach(self, offset: int, length: int, count: int) -> None:
+        """Refuse a read that reaches beyond the last sector."""
+        if offset + length > align_up(self._size, max(_SECTOR, self.alignment)):
+            raise self._shorter(offset, length, count)
+
+    def _check_length(self, offset: int, length: int, count: int) -> None:
+        """Refuse a short read that ends before the file should."""
+        if offset + count < self._size:
+            raise self._shorter(offset, length, count)
+
+    def _shorter(self, offset: int, length: int, count: int) -> StorageError:
+        return StorageError(
+            errno.EIO,
+            f"the file ends at {offset + count} and was {self._size} bytes long",
+            filename=self.filename,
+            operation="read",
+            offset=offset,
+            length=length,
+        )
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write bytes, growing the file where they pass its end; see `Node.write`."""
@@ -412,7 +425,8 @@ class _Direct:
         node = self._node
         count = await node.blocking(lambda: _read_direct(node._fd, offset, buffer, node.alignment), "read")
         if count < len(buffer):
-            node._check_end(offset, len(buffer), count)
+            # The block that a write pads may lie beyond the end.
+            node._check_length(offset, len(buffer), count)
             buffer[count:] = bytes(len(buffer) - count)
 
     async def write_aligned(self, offset: int, data: memoryview) -> None:

@@ -1,0 +1,37 @@
+"""Small file systems of a kind of our choice, mounted from a file for the length of a test.
+
+Owns: making, mounting and unmounting. Only root can.
+"""
+
+import os
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+
+_MAKE = {
+    "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+    "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"],
+}
+
+
+@contextmanager
+def mounted(kind: str, size: int, folder: Path) -> Generator[Path, None, None]:
+    """Yield the folder where a new file system of `size` bytes is mounted."""
+    image, place = folder / f"{kind}.img", folder / f"{kind}.mnt"
+    with image.open("wb") as file:
+        file.truncate(size)
+    place.mkdir()
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True, env=environment)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, env=environment)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True, env=environment)
+        image.unlink()
