@@ -19,7 +19,7 @@ from vblk.filters.events import Event, EventListener, InjectedError
 from vblk.filters.fault_options import Chance, Options, check_options, rules_of, with_config
 from vblk.filters.fault_rules import IoType, Rules
 from vblk.graph.alignment import PIECE_MAX, Aligner, Moment, whole_blocks
-from vblk.graph.node import Buffer, Filter, Node, Preallocation, Span
+from vblk.graph.node import Buffer, Filter, Node, Preallocation, Span, coalesce
 from vblk.graph.site import Site
 from vblk.options import bind, check_children
 
@@ -269,6 +269,13 @@ class FaultNode(Filter, EventListener):
         await self._file.flush()
 
     # Everything else
+
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Say at which depth a range is; all of it is to be had from this node, so that reads are seen."""
+        spans = await self._file.resolve(offset, length)
+        for span in spans:
+            span.kind, span.leaf, span.leaf_offset = Kind.DATA, self, span.guest_offset
+        return coalesce(spans)
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """Answer as the child does, with the data to be had from this node."""
