@@ -35,7 +35,9 @@ async def quit_command(session: Session, call: Call) -> None:
 
 
 def _reset(number: int) -> None:
-    """Give a signal back its first meaning: whoever raises it wants that."""
+    """Give a signal back its first meaning, unless it has been ignored from the start."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        return
     with contextlib.suppress(OSError, ValueError):  # SIGKILL and SIGSTOP have no other
         signal.signal(number, signal.SIG_DFL)
 
