@@ -17,6 +17,7 @@ BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btr
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 T ?= 60
+JOBS ?= auto
 
 .PHONY: help setup demo test bench fuzz lint format type docs
 
@@ -38,7 +39,7 @@ demo: $(READY) ## Make a VHDX from a real disk, look into it, convert it, compar
 
 test: $(READY) ## Install what the tests need, then run them (PYTEST_ARGS="-k name" chooses)
 	@scripts/require $(TEST_TOOLS)
-	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 bench: $(READY) ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
 	@scripts/require $(BENCH_TOOLS)
