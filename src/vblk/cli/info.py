@@ -128,10 +128,10 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"backing file format: {report['backing-filename-format']}"
     if "format-specific" in report:
         yield "Format specific information:"
-        yield from _nested(report["format-specific"]["data"], 1)
+        yield from nested_lines(report["format-specific"]["data"], 1)
 
 
-def _nested(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[str]:
+def nested_lines(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[str]:
     """Yield the lines of a tree as QEMU indents it."""
     pairs: Iterator[tuple[str, Any]]
     if isinstance(value, Mapping):
@@ -141,7 +141,7 @@ def _nested(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[st
     for key, member in pairs:
         if isinstance(member, dict | list | tuple):
             yield f"{'    ' * depth}{key}:"
-            yield from _nested(cast("Mapping[str, Any] | Sequence[Any]", member), depth + 1)
+            yield from nested_lines(cast("Mapping[str, Any] | Sequence[Any]", member), depth + 1)
         else:
             yield f"{'    ' * depth}{key}: {scalar_text(member)}"
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import click
+
 from vblk.cli.command import HelpWanted, Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from vblk.cli.io.session import Session
 
 __all__ = ["VERB"]
+
+
+PROGRAM = "qemu-io"
+"""The program that is this verb and nothing else."""
 
 
 @dataclass(slots=True)
@@ -87,10 +93,16 @@ class IoVerb(Verb[IoArguments]):
         except HelpWanted:
             return IoArguments(help=True)
 
+    def help_page(self, program: str) -> str:
+        """Return the help of a program that may consist of this verb alone."""
+        called = program if program == PROGRAM else f"{program} {self.name}"
+        page = self.get_help(click.Context(self, info_name=called, max_content_width=100))
+        return f"{page}\n\nSee '{called} -c help' for the commands."
+
 
 async def _run(arguments: IoArguments, console: Console) -> int:
     if arguments.help:
-        console.print(VERB.help_page(console.name), "", f"See '{console.name} -c help' for the commands.")
+        console.print(VERB.help_page(console.name))
         return SUCCESS
     if arguments.version:
         from vblk.cli.texts import version_text

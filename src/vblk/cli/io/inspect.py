@@ -3,13 +3,19 @@
 Owns: what they print. It moves no payload.
 """
 
+import os
+from collections.abc import AsyncGenerator
+
 from vblk.cli.failure import Failure
 from vblk.cli.io.language import Call, read_number
 from vblk.cli.io.report import in_units
 from vblk.cli.io.session import Session
 from vblk.errors import BlockError
-from vblk.graph.node import Preallocation, Span
+from vblk.graph.node import Preallocation
 from vblk.units import GIB
+
+MAP_STEP = 64 * GIB
+"""How much of a disk is asked about at once, so that a disk of many extents needs no list of them all."""
 
 
 async def length(session: Session, call: Call) -> None:
@@ -28,16 +34,24 @@ async def info(session: Session, call: Call) -> None:
         "vm state offset: 0 bytes",
     )
     if facts:
+        from vblk.cli.info import nested_lines
+
         session.say("Format specific information:")
-        session.say(*(f"    {name.replace('-', ' ')}: {_plain(value)}" for name, value in facts.items()))
+        session.say(*nested_lines(facts, 1))
 
 
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _allocated(span: Span) -> bool:
-    return span.present and span.depth == 0
+async def _runs(session: Session, start: int, end: int) -> AsyncGenerator[tuple[int, int, bool], None]:
+    """Yield the runs of a range as first byte, end, and whether the image itself holds them."""
+    first, held = start, False
+    for position in range(start, end, MAP_STEP):
+        for span in await session.handle.allocation(position, min(MAP_STEP, end - position)):
+            own = span.present and span.depth == 0
+            if own != held:
+                if span.guest_offset > first:
+                    yield first, span.guest_offset, held
+                first, held = span.guest_offset, own
+    if end > first:
+        yield first, end, held
 
 
 async def alloc(session: Session, call: Call) -> None:
@@ -47,9 +61,8 @@ async def alloc(session: Session, call: Call) -> None:
     count = max(0, min(wanted, session.handle.size - start))
     total = 0
     try:
-        if count:
-            spans = await session.handle.allocation(start, count)
-            total = sum(span.length for span in spans if _allocated(span))
+        async for first, end, held in _runs(session, start, start + count):
+            total += held * (end - first)
     except BlockError as error:
         session.fail(session.failed("is_allocated", error))
         return
@@ -58,27 +71,15 @@ async def alloc(session: Session, call: Call) -> None:
 
 async def map_command(session: Session, call: Call) -> None:
     """Say which parts the image itself holds."""
-    size = session.handle.size
-    runs: list[tuple[int, int, bool]] = []
     try:
-        # In steps, so that a disk of many extents needs no list of them all.
-        for start in range(0, size, 64 * GIB):
-            for span in await session.handle.allocation(start, min(64 * GIB, size - start)):
-                held = _allocated(span)
-                if runs and runs[-1][2] == held:
-                    runs[-1] = (runs[-1][0], span.guest_offset + span.length, held)
-                else:
-                    runs.append((span.guest_offset, span.guest_offset + span.length, held))
+        async for first, end, held in _runs(session, 0, session.handle.size):
+            amount = end - first
+            session.say(
+                f"{in_units(amount)} ({amount:#x}) bytes {'   ' if held else 'not'} allocated "
+                f"at offset {in_units(first)} ({first:#x})"
+            )
     except BlockError as error:
-        import os
-
         raise Failure(f"Failed to get allocation status: {os.strerror(error.errno)}") from error
-    for first, end, held in runs:
-        amount = end - first
-        session.say(
-            f"{in_units(amount)} ({amount:#x}) bytes {'   ' if held else 'not'} allocated "
-            f"at offset {in_units(first)} ({first:#x})"
-        )
 
 
 async def truncate(session: Session, call: Call) -> None:
