@@ -156,3 +156,49 @@ def test_an_error_inside_the_block_releases() -> None:
         assert not await cancel_after(lock.exclusive(0, 1).acquire(), 5)
 
     asyncio.run(scenario())
+
+
+def test_who_may_overtake_passes_those_that_wait_and_not_those_that_hold() -> None:
+    async def scenario() -> None:
+        lock = RangeLock(overtaking=True)
+        held = lock.try_exclusive(0, 10)
+        assert held is not None
+        order: list[str] = []
+
+        async def wide() -> None:
+            async with lock.exclusive(0, 30):
+                order.append("wide")
+
+        waiting = asyncio.create_task(wide())
+        await turns()
+        overtaker = lock.try_exclusive(20, 5)
+        assert overtaker is not None
+        assert lock.try_exclusive(5, 1) is None
+        assert lock.try_exclusive(22, 1) is None
+        held.release()
+        await turns()
+        assert order == []
+        overtaker.release()
+        await waiting
+        assert order == ["wide"]
+        assert lock.idle
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_waiter_that_was_overtaken_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        lock = RangeLock(overtaking=True)
+        held = lock.try_exclusive(0, 10)
+        assert held is not None
+        waiting = asyncio.create_task(lock.exclusive(0, 30).acquire())
+        await turns()
+        overtaker = lock.try_exclusive(20, 5)
+        assert overtaker is not None
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        overtaker.release()
+        held.release()
+        assert lock.idle
+
+    asyncio.run(scenario())
