@@ -11,7 +11,7 @@ placement is published only when all of them arrived (`Node.place`).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vblk.aio.engine import Engine
+from vblk.aio.engine import Engine, storage_error
 from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.graph.kernel_copy import KernelCopier, Means
@@ -134,6 +134,8 @@ class Mover:
 
         try:
             await self._engine.run(copy)
+        except OSError as error:
+            raise storage_error(error, filename=target.filename, operation="copy") from error
         except BlockError as error:
             error.filename = error.filename or target.filename
             raise

@@ -217,6 +217,9 @@ async def _open(
     opening = _Opening()
     try:
         await engine.run(lambda: _open_blocking(opening, kind, options, access, cache))
+    except OSError as error:
+        opening.release()
+        raise _open_error(error, filename, cache) from error
     except BaseException:
         opening.release()
         raise

@@ -363,7 +363,7 @@ class FileNode(Leaf):
     async def _change_lock(self, permissions: Permission) -> None:
         lock, shared = self._lock, self._shared
         if lock is not None:
-            await self.engine.run(lambda: lock.change(permissions, shared))
+            await self.blocking(lambda: lock.change(permissions, shared), "lock")
 
     def info(self) -> Mapping[str, Any]:
         """Nothing is special to a file."""
