@@ -111,12 +111,10 @@ def dirty_parts() -> tuple[Parts, int]:
     return parts, room
 
 
-@st.composite
-def logs(draw: st.DrawFn) -> tuple[Parts, int]:
-    """Draw an image whose log had a life: sessions, wraps, torn and overwritten entries."""
+def log_with_a_life(generator: random.Random) -> tuple[Parts, int]:
+    """Make an image whose log had a life: sessions, wraps, torn and overwritten entries."""
     parts, room = dirty_parts()
-    generator = random.Random(draw(st.integers(0, 1 << 32)))
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(generator.randrange(1, 5)):
         position = generator.choice([0, 0, generator.randrange(256), 250]) * SECTOR
         start = position
         sequence = generator.randrange(1, 12)
@@ -140,9 +138,9 @@ def logs(draw: st.DrawFn) -> tuple[Parts, int]:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
-@given(logs())
-def test_the_search_is_the_specifications(drawn: tuple[Parts, int]) -> None:
-    parts, room = drawn
+@given(st.integers(0, 1 << 32))
+def test_the_search_is_the_specifications(seed: int) -> None:
+    parts, room = log_with_a_life(random.Random(seed))
     log = Log(parts.page(parts.log_offset, MIB))
     expected = log.active()
     disk = DirectDisk(SparseBytes(parts.pieces(), parts.length))

@@ -233,7 +233,8 @@ def _runs(entries: Sequence[LogEntry], log_length: int) -> list[list[LogEntry]]:
         else:
             runs.append([entry])
     if len(runs) > 1 and _continues(runs[-1][-1], runs[0][0], log_length):
-        runs[0] = runs.pop() + runs[0]
+        # Its part at the front counts too, and first: of sequences with equal heads the first one wins.
+        runs[-1] += runs[0]
     return runs
 
 
