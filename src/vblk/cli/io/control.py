@@ -13,7 +13,6 @@ from vblk.cli.io.language import Call, Complaint, read_integer, read_number
 from vblk.cli.io.session import Session
 from vblk.errors import OptionError
 from vblk.filters.events import EventListener
-from vblk.filters.fault_rules import event_named
 
 
 async def help_command(session: Session, call: Call) -> None:
@@ -78,6 +77,8 @@ def _listener(session: Session, what: str) -> EventListener:
 
 async def set_break(session: Session, call: Call) -> None:
     """Stop the next request that reaches an event."""
+    from vblk.filters.fault_rules import event_named
+
     listener = _listener(session, "Could not set breakpoint")
     name, tag = call.operands
     try:
