@@ -73,6 +73,8 @@ async def open_image(
         raise OptionError(f"the format '{format}' contradicts the driver '{image.driver}'")
     else:
         options = image
+    if options.driver is None and options.children.get("file") is None:
+        raise OptionError("Must specify either driver or file")
     if force_share and not read_only:
         raise OptionError("force-share=on can only be used with read-only images")
     request = Request(read_only, cache or "writeback", force_share, backing, rules or ChainRules())
@@ -104,7 +106,9 @@ async def open_node(graph: Graph, options: NodeOptions, request: Request) -> Nod
     """Open a node and everything below it; it has no user yet."""
     check_consistent(options)
     if options.detect_zeroes not in (None, "off"):
-        raise Unsupported("detecting zeroes in what is written (detect-zeroes) is not in this version of vblk")
+        raise Unsupported(
+            "detecting zeroes in what is written (detect-zeroes) is not in this version of vblk"
+        )
     if options.driver is None and "filename" in options.own:
         return await _open_driver(graph, replace(options, driver=_local_driver(options)), request)
     if options.driver is None:
@@ -116,7 +120,7 @@ async def _open_probed(graph: Graph, options: NodeOptions, request: Request) -> 
     """Open the protocol, look at its first bytes, and put the format on top."""
     below = options.children.get("file")
     if below is None:
-        raise OptionError('A block device must be specified for "file"')
+        raise OptionError("Must specify either driver or file")
     if isinstance(below, NodeReference):
         file = graph.find(below.name)
     else:

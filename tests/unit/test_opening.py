@@ -115,6 +115,17 @@ def test_a_format_of_others_that_was_probed_names_the_file(tmp_path: Path) -> No
     with_graph(scenario)
 
 
+@pytest.mark.parametrize("mapping", [{}, {"filename": "{}"}, {"backing": None}])
+def test_a_root_without_driver_and_file_is_refused(mapping: dict[str, Any], raw: Path) -> None:
+    own = {key: str(raw) if value == "{}" else value for key, value in mapping.items()}
+
+    async def scenario(graph: Graph) -> None:
+        with pytest.raises(OptionError, match="Must specify either driver or file"):
+            await open_image(graph, from_mapping(own))
+
+    with_graph(scenario)
+
+
 def test_an_unknown_driver_is_told(raw: Path) -> None:
     async def scenario(graph: Graph) -> None:
         with pytest.raises(OptionError, match="Unknown driver 'flux'"):
