@@ -24,7 +24,7 @@ from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated
-from vblk.jobs.target import new_raw_image
+from vblk.jobs.target import Made, new_raw_image
 from vblk.opening import open_image
 from vblk.units import MIB
 
@@ -63,13 +63,13 @@ class Arguments(ImageArguments):
         """The format of the target."""
         return self.output_format or "raw"
 
-    def plan(self, *, fresh: bool) -> CopyPlan:
-        """Return how to copy; `fresh` says that the target was made just now."""
+    def plan(self, target_is_zero: bool) -> CopyPlan:
+        """Return how to copy onto a target that reads as zeros, or does not."""
         return CopyPlan(
             workers=self.workers,
             out_of_order=self.out_of_order,
             sparse=self.sparse,
-            target_is_zero=fresh or self.target_is_zero,
+            target_is_zero=target_is_zero,
             salvage=self.salvage,
             rate=self.rate,
         )
@@ -95,7 +95,7 @@ async def run(arguments: Arguments, console: Console) -> int:
             raise Failure("Source lacks bitmap support")
         total = sum(source.size for source in sources)
         async with _opened_target(graph, arguments, target, total, creation, console) as goal:
-            await _copy(sources, goal, arguments, graph, console, fresh=creation is not None)
+            await _copy(sources, goal, arguments, graph, console)
     return SUCCESS
 
 
@@ -143,10 +143,10 @@ async def _opened_target(
     size: int,
     creation: RawOptions | None,
     console: Console,
-) -> AsyncGenerator[Handle]:
+) -> AsyncGenerator[Made]:
     """Yield the target, new or existing; a new one is kept if the block ends well."""
     if creation is None:
-        yield await _open_existing(graph, arguments, name, size, console)
+        yield Made(await _open_existing(graph, arguments, name, size, console), arguments.target_is_zero)
         return
     opened = False
     try:
@@ -155,9 +155,9 @@ async def _opened_target(
             local_target(name),
             creation.creation(size),
             cache=arguments.target_cache,
-        ) as handle:
+        ) as made:
             opened = True
-            yield handle
+            yield made
     except BlockError as error:
         if opened:
             raise
@@ -195,12 +195,10 @@ async def _open_existing(
 
 async def _copy(
     sources: Sequence[Handle],
-    target: Handle,
+    target: Made,
     arguments: Arguments,
     graph: Graph,
     console: Console,
-    *,
-    fresh: bool,
 ) -> None:
     def salvaged(what: str, _: Source, offset: int, error: BlockError) -> None:
         place = "offset" if what == "read" else "block status at offset"
@@ -215,8 +213,8 @@ async def _copy(
     ) as progress:
         job = CopyJob(
             concatenated(sources),
-            target,
-            arguments.plan(fresh=fresh),
+            target.handle,
+            arguments.plan(target.is_zero),
             Mover(graph.engine),
             clock=LoopClock(),
             progress=progress,
@@ -224,7 +222,7 @@ async def _copy(
         )
         await job.run()
         if arguments.target_cache != "unsafe":
-            await target.flush()
+            await target.handle.flush()
 
 
 VERB = Verb(

@@ -85,11 +85,15 @@ async def run(arguments: Arguments, console: Console) -> int:
         try:
             async with new_raw_image(
                 graph, local_target(target), NewImage(end - start), cache="unsafe"
-            ) as goal:
+            ) as made:
                 opened = True
                 source = Source(handle, -start, start, end - start)
                 job = CopyJob(
-                    [source], goal, CopyPlan(target_is_zero=True), Mover(graph.engine), clock=LoopClock()
+                    [source],
+                    made.handle,
+                    CopyPlan(target_is_zero=made.is_zero),
+                    Mover(graph.engine),
+                    clock=LoopClock(),
                 )
                 await job.run()
         except BlockError as error:

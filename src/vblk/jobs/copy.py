@@ -25,7 +25,10 @@ from vblk.jobs.rate import RateLimit
 from vblk.jobs.walk import walk, walk_salvaging
 from vblk.units import GIB, KIB, MIB, align_up
 
-KERNEL_PIECE = 16 * MIB
+KERNEL_PIECE = 128 * MIB
+"""What the kernel is handed in one go; where it can share extents that is one call."""
+WATCHED_PIECE = 16 * MIB
+"""The same when somebody watches the progress."""
 MEMORY_PIECE = 2 * MIB
 ZERO_PIECE = GIB
 SECTOR = 512
@@ -127,7 +130,7 @@ class CopyJob:
         self._limit: RateLimit | None = None
         self._turns = _Turnstile(ordered=not plan.out_of_order)
         self._target_in_kernel = False
-        self._step = KERNEL_PIECE
+        self._step = KERNEL_PIECE if progress is None else WATCHED_PIECE
 
     async def run(self) -> None:
         """Copy everything; flush the target to be sure of it.
@@ -139,7 +142,7 @@ class CopyJob:
         plan = self._plan
         if plan.rate is not None:
             self._limit = RateLimit(plan.rate, self._clock)
-            self._step = max(64 * KIB, min(KERNEL_PIECE, align_up(plan.rate // 8 + 1, 64 * KIB)))
+            self._step = max(64 * KIB, min(WATCHED_PIECE, align_up(plan.rate // 8 + 1, 64 * KIB)))
         if self._progress is not None or plan.salvage:
             total = await self._count_data()
             if self._progress is not None:

@@ -31,7 +31,6 @@ FIRST_BLOCK = 4 * KIB
 SECTOR = 512
 EXTENT_SIZE_HINT = MIB
 _NEW_MODE = 0o644
-_NO_NEW_FILE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,14 @@ class NewImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A new image, open for writing; `is_zero` says that it reads as zeros, as a device does not."""
+
+    handle: Handle
+    is_zero: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Place:
     """Where a new image will stand.
 
@@ -61,6 +68,11 @@ class _Place:
     existing: os.stat_result | None
     temporary: str | None
 
+    @property
+    def is_device(self) -> bool:
+        """Whether what stands there is no regular file."""
+        return self.existing is not None and not stat.S_ISREG(self.existing.st_mode)
+
 
 @asynccontextmanager
 async def new_raw_image(
@@ -69,8 +81,8 @@ async def new_raw_image(
     image: NewImage,
     *,
     cache: str = "writeback",
-) -> AsyncGenerator[Handle]:
-    """Yield a new raw image, which reads as zeros; keep it if the block ends well.
+) -> AsyncGenerator[Made]:
+    """Yield a new raw image; keep it if the block ends well.
 
     A file's length is rounded up to whole sectors. Its first block is written,
     so that those who open it with O_DIRECT can find out what alignment it wants.
@@ -91,10 +103,10 @@ async def new_raw_image(
     made = False
     try:
         if place.existing is not None:
-            guard = await _open_below(graph, place.path, name, place.existing, cache)
+            guard = await _open_below(graph, place, cache)
         if place.temporary is not None:
+            made = True  # from here on a cancellation may find it there
             await graph.engine.run(lambda: _make_file(place, image))
-            made = True
             handle = await _open_file(graph, place.temporary, name, cache)
         elif guard is not None:
             handle, guard = guard, None
@@ -102,7 +114,7 @@ async def new_raw_image(
             await graph.engine.run(lambda: _make_file(place, image))
             handle = await _open_file(graph, place.path, name, cache)
         await _prepare(handle, place, image)
-        yield handle
+        yield Made(handle, not place.is_device)
         if cache != "unsafe":
             await handle.flush()
         if place.temporary is not None:
@@ -126,9 +138,13 @@ def _find_place(name: str) -> _Place:
         existing = None
     except OSError as error:
         raise _not_created(name, error) from error
-    if existing is not None and stat.S_ISDIR(existing.st_mode):
+    if name.endswith("/") or (existing is not None and stat.S_ISDIR(existing.st_mode)):
         raise _not_created(name, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    whole = existing is None or (stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1)
+    whole = existing is None or (
+        stat.S_ISREG(existing.st_mode)
+        and existing.st_nlink == 1
+        and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
+    )
     return _Place(name, path, existing, _temporary_name(path) if whole else None)
 
 
@@ -175,9 +191,9 @@ async def _open_file(graph: Graph, path: str, name: str, cache: str) -> Handle:
     return await _open_raw(graph, NodeOptions(driver="file", own={"filename": path}), name, cache)
 
 
-async def _open_below(graph: Graph, path: str, name: str, status: os.stat_result, cache: str) -> Handle:
-    driver = "file" if stat.S_ISREG(status.st_mode) else "host_device"
-    return await _open_raw(graph, NodeOptions(driver=driver, own={"filename": path}), name, cache)
+async def _open_below(graph: Graph, place: _Place, cache: str) -> Handle:
+    driver = "host_device" if place.is_device else "file"
+    return await _open_raw(graph, NodeOptions(driver=driver, own={"filename": place.path}), place.name, cache)
 
 
 async def _open_raw(graph: Graph, file: NodeOptions, name: str, cache: str) -> Handle:
@@ -203,12 +219,11 @@ def rename_error(error: BlockError, path: str, name: str) -> None:
 
 async def _prepare(handle: Handle, place: _Place, image: NewImage) -> None:
     size = image.size
-    existing = place.existing
-    if existing is not None and not stat.S_ISREG(existing.st_mode):
+    if place.is_device:
         if handle.size < size:
             raise StorageError(errno.ENOSPC, "the device is smaller than the image", filename=place.name)
         return
-    if place.temporary is None and existing is not None:
+    if place.temporary is None and place.existing is not None:
         await handle.resize(0)
     await handle.resize(align_up(size, SECTOR), preallocation=image.preallocation)
     if size and image.preallocation is Preallocation.OFF:

@@ -1,12 +1,14 @@
 """The copy engine: every byte arrives, holes stay, order and limits hold."""
 
 import asyncio
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.cancellation import sweep
 from vblk.aio.clock import LoopClock
 from vblk.errors import BlockError, StorageError
 from vblk.extent import Kind
@@ -43,8 +45,8 @@ async def copy(
     graph: Graph, sources: Sequence[Source], target: Path, plan: CopyPlan, progress: Progress | None = None
 ) -> None:
     size = max(source.shift + source.handle.size for source in sources)
-    async with new_raw_image(graph, str(target), NewImage(size)) as handle:
-        job = CopyJob(sources, handle, plan, Mover(graph.engine), clock=LoopClock(), progress=progress)
+    async with new_raw_image(graph, str(target), NewImage(size)) as made:
+        job = CopyJob(sources, made.handle, plan, Mover(graph.engine), clock=LoopClock(), progress=progress)
         await job.run()
 
 
@@ -92,10 +94,10 @@ def test_a_range_of_an_image_moves_to_the_start_of_the_target(tmp_path: Path) ->
     async def scenario() -> None:
         async with Graph() as graph:
             handle = await open_file(graph, tmp_path / "a")
-            async with new_raw_image(graph, str(tmp_path / "t"), NewImage(MIB)) as target:
+            async with new_raw_image(graph, str(tmp_path / "t"), NewImage(MIB)) as made:
                 source = Source(handle, -2 * MIB, 2 * MIB, MIB)
                 plan = CopyPlan(target_is_zero=True)
-                await CopyJob([source], target, plan, Mover(graph.engine), clock=LoopClock()).run()
+                await CopyJob([source], made.handle, plan, Mover(graph.engine), clock=LoopClock()).run()
 
     asyncio.run(scenario())
     assert (tmp_path / "t").read_bytes() == content[2 * MIB : 3 * MIB]
@@ -190,10 +192,10 @@ def test_salvage_replaces_only_the_lost_sectors(tmp_path: Path) -> None:
             def salvaged(what: str, _: Source, offset: int, error: BlockError) -> None:
                 lost.append((what, offset))
 
-            async with new_raw_image(graph, str(tmp_path / "b"), NewImage(MIB)) as target:
+            async with new_raw_image(graph, str(tmp_path / "b"), NewImage(MIB)) as made:
                 job = CopyJob(
                     concatenated([source]),
-                    target,
+                    made.handle,
                     CopyPlan(target_is_zero=True, salvage=True),
                     Mover(graph.engine),
                     clock=LoopClock(),
@@ -252,3 +254,21 @@ def test_a_copied_hole_reads_as_a_zero_extent(tmp_path: Path) -> None:
             return [span.kind for span in await copied.allocation(MIB, 8 * MIB)]
 
     assert set(asyncio.run(scenario())) == {Kind.ZERO}
+
+
+def test_wherever_a_copy_is_cancelled_nothing_is_left_of_it(tmp_path: Path) -> None:
+    sparse_file(tmp_path / "a", MIB, 3, runs=4)
+
+    async def convert() -> None:
+        async with Graph() as graph:
+            source = await open_file(graph, tmp_path / "a")
+            plan = CopyPlan(target_is_zero=True, workers=3)
+            await copy(graph, concatenated([source]), tmp_path / "b", plan)
+
+    async def check() -> None:
+        if (tmp_path / "b").exists():
+            assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+            (tmp_path / "b").unlink()
+        assert os.listdir(tmp_path) == ["a"]
+
+    assert asyncio.run(sweep(convert, check)) > 10

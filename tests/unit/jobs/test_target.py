@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cancellation import sweep
+from tests.support.nodes import loop_device
 from vblk.errors import PermissionConflict, StorageError
 from vblk.graph.node import Preallocation
 from vblk.graph.registry import Graph
@@ -15,11 +17,11 @@ from vblk.opening import open_image
 from vblk.units import KIB, MIB
 
 
-def make(path: Path, image: NewImage, data: bytes = b"", fail: bool = False) -> None:
+def make(path: Path | str, image: NewImage, data: bytes = b"", fail: bool = False) -> None:
     async def scenario() -> None:
-        async with Graph() as graph, new_raw_image(graph, str(path), image) as handle:
+        async with Graph() as graph, new_raw_image(graph, str(path), image) as made:
             if data:
-                await handle.write(0, data)
+                await made.handle.write(0, data)
             if fail:
                 raise RuntimeError("on the way")
 
@@ -76,6 +78,21 @@ def test_a_file_with_two_names_is_written_in_place(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == b"new" + bytes(1021)
 
 
+def test_a_file_in_a_folder_that_takes_no_files_is_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old" * 1000)
+    before = path.stat().st_ino
+
+    def refuse(path: str, mode: int) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", refuse)
+    make(path, NewImage(1024), b"new")
+    assert (path.read_bytes(), path.stat().st_ino) == (b"new" + bytes(1021), before)
+
+
 def test_a_file_in_use_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(MIB))
@@ -92,17 +109,49 @@ def test_a_file_in_use_is_not_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["nosuch/a", "."])
+@pytest.mark.parametrize("name", ["nosuch/a", ".", "new/"])
 def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(StorageError, match="Could not create"):
-        make(tmp_path / name, NewImage(512))
+        make(f"{tmp_path}/{name}", NewImage(512))
 
 
 def test_errors_call_the_file_by_the_name_that_was_given(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Graph() as graph, new_raw_image(graph, str(tmp_path / "a"), NewImage(512)) as handle:
-            await handle.read(0, 1024)
+        async with Graph() as graph, new_raw_image(graph, str(tmp_path / "a"), NewImage(512)) as made:
+            await made.handle.read(0, 1024)
 
     with pytest.raises(Exception, match="/a: ") as caught:
         asyncio.run(scenario())
     assert "vblk-part" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root attaches loop devices")
+def test_a_device_is_written_in_place_and_is_not_called_zero(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(b"old" * MIB)
+
+    async def scenario(device: str, size: int) -> bool:
+        async with Graph() as graph, new_raw_image(graph, device, NewImage(size)) as made:
+            await made.handle.write(0, b"new")
+            return made.is_zero
+
+    with loop_device(tmp_path / "image") as device:
+        assert not asyncio.run(scenario(device, 2 * MIB))
+        with pytest.raises(StorageError, match="smaller"):
+            asyncio.run(scenario(device, 4 * MIB))
+    assert (tmp_path / "image").read_bytes() == b"new" + (b"old" * MIB)[3:]
+
+
+def test_wherever_it_is_cancelled_either_the_old_file_stands_alone_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    async def replace() -> None:
+        async with Graph() as graph, new_raw_image(graph, str(path), NewImage(512)) as made:
+            await made.handle.write(0, b"new")
+
+    async def check() -> None:
+        assert os.listdir(tmp_path) == ["a"]
+        assert path.read_bytes() in (b"old", b"new" + bytes(509))
+        path.write_bytes(b"old")
+
+    assert asyncio.run(sweep(replace, check)) > 10
