@@ -207,9 +207,7 @@ def test_every_number_of_the_section_has_a_case() -> None:
 
 
 @pytest.mark.parametrize(("make", "wanted"), CASES.parameters())
-def test_the_library_does_what_is_asked(
-    make: Make, wanted: Refused | Opens, tmp_path: Path
-) -> None:
+def test_the_library_does_what_is_asked(make: Make, wanted: Refused | Opens, tmp_path: Path) -> None:
     judge_library(make, wanted, tmp_path)
 
 
