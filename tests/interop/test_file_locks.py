@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import call
 from vblk.aio.threads import ThreadEngine
 from vblk.graph.edge import SHARED_BY_READER, Permission
 from vblk.protocols.file import Options, open_file
@@ -210,3 +211,13 @@ def test_locking_off_takes_no_lock_and_minds_none(image: Path) -> None:
 
     with qemu_io(image):
         asyncio.run(scenario())
+
+
+def test_the_command_line_names_the_process_that_holds_an_image(image: Path) -> None:
+    with qemu_io(image) as pid:
+        outcome = call("info", str(image))
+        assert outcome.status == 1
+        assert f"vblk: process {pid} (qemu-io) has it open for writing\n" in outcome.err
+        assert "process" not in call("info", str(image), program="qemu-img").err.replace(
+            "another process", ""
+        )

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-from vblk.cli.failure import Failure, sentence
+from vblk.cli.failure import Failure, notes, sentence
 from vblk.errors import BlockError
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class Console:
         """Say why the command ends."""
         if isinstance(error, BlockError):
             self.message(sentence(error))
+        else:
+            self.message(*error.lines)
+        if self.name == "vblk":  # QEMU's programs have no more to say
+            self.message(*notes(error))
+        if isinstance(error, BlockError):
             return
-        self.message(*error.lines)
         if error.hint:
             self.plain_message(f"Try '{self.name} --help' for more information")

@@ -71,3 +71,9 @@ def could_not_open(name: str, error: BlockError) -> Failure:
     if error.offset is not None and error.filename in (None, name):
         text += f" (offset {error.offset:#x})"
     return Failure(f"Could not open '{name}': {text}")
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return what an error, or the one behind it, notes beside its sentence: who holds a lock."""
+    behind = error if isinstance(error, BlockError) else error.__cause__
+    return list(getattr(behind, "__notes__", ()))

@@ -67,6 +67,8 @@ class ImageLocked(PermissionConflict):
     def __init__(self, message: str, *, filename: str, holders: tuple[Holder, ...]) -> None:
         super().__init__(f"{message}\nIs another process using the image [{filename}]?", filename=filename)
         self.holders = holders
+        for holder in holders:
+            self.add_note(str(holder))
 
     def __str__(self) -> str:
         return "\n".join([self.message, *(f"{self.filename}: {holder}" for holder in self.holders)])
