@@ -90,6 +90,14 @@ class Bench:
         reluctant.put_over(self.graph)
         return reluctant.name
 
+    def once(self, make: Callable[[Path], tuple[Path, bytes]]) -> tuple[Path, bytes]:
+        """Make an image that nobody writes to once for all subjects of a test."""
+        shared = self.folder.parent / "shared"
+        if (shared, make) not in _MADE:
+            shared.mkdir(exist_ok=True)
+            _MADE[shared, make] = make(shared)
+        return _MADE[shared, make]
+
     def file(self, content: bytes, name: str = "disk.img") -> str:
         """Write a file with holes where there are whole pages of zeros; return its path."""
         path = self.folder / name
@@ -101,6 +109,9 @@ class Bench:
                     file.seek(offset)
                     file.write(page)
         return str(path)
+
+
+_MADE: dict[tuple[Path, Callable[[Path], tuple[Path, bytes]]], tuple[Path, bytes]] = {}
 
 
 @dataclass
@@ -192,38 +203,48 @@ async def _raw_over_raw(bench: Bench) -> Made:
     return Made(node, content[277 : 277 + 64 * KIB], resizable=False)
 
 
-def _vhdx(**own: Any) -> Builder:
+def _vhdx(make: Callable[[Path], tuple[Path, bytes]]) -> Builder:
     async def build(bench: Bench) -> Made:
-        vhdx = Vhdx(size=6 * MIB, **own)
-        for number, state in enumerate((State.FULLY_PRESENT, State.ZERO, State.NOT_PRESENT)):
-            vhdx.blocks[number] = Block(state, pattern(number, 0, MIB - 3))
-        vhdx.blocks[5] = Block(State.FULLY_PRESENT, pattern(5, 0, MIB))
-        path = vhdx.build(bench.folder / "disk.vhdx")
+        path, content = bench.once(make)
         name = await bench.leaf({"driver": "file", "filename": str(path)}, read_only=True)
-        node = await bench.open({"driver": "vhdx", "file": name}, read_only=True)
-        return Made(node, vhdx.model().read(0, vhdx.size))
+        return Made(await bench.open({"driver": "vhdx", "file": name}, read_only=True), content)
 
     return build
 
 
-async def _vhdx_chain(bench: Bench) -> Made:
-    chain = Chain(bench.folder)
-    chain.base([(0, 2 * MIB), (3 * MIB, MIB)], size=5 * MIB)
+def _dynamic(block_size: int, sector_size: int) -> Callable[[Path], tuple[Path, bytes]]:
+    def make(folder: Path) -> tuple[Path, bytes]:
+        vhdx = Vhdx(
+            size=5 * MIB, block_size=block_size, sector_size=sector_size, physical_sector_size=sector_size
+        )
+        for number, state in enumerate((State.FULLY_PRESENT, State.ZERO, State.NOT_PRESENT)):
+            vhdx.blocks[number] = Block(state, pattern(number, 0, MIB - 3))
+        vhdx.blocks[vhdx.block_count - 1] = Block(State.FULLY_PRESENT, pattern(5, 0, MIB))
+        return vhdx.build(folder / "disk.vhdx"), vhdx.model().read(0, vhdx.size)
+
+    return make
+
+
+def _chain(folder: Path) -> tuple[Path, bytes]:
+    chain = Chain(folder)
+    chain.base([(0, MIB + 5120), (2 * MIB, MIB)], size=3 * MIB)
     chain.child([(512, 4096), (MIB + 1024, 300 * 512)])
-    chain.child([(0, 512), (2 * MIB - 512, 1024)], states={3: State.ZERO}, size=6 * MIB)
-    node = await bench.open(
-        {"driver": "vhdx", "file": {"driver": "file", "filename": str(chain.top.path)}}, read_only=True
-    )
-    return Made(node, chain.top.model.read(0, chain.top.model.size))
+    chain.child([(0, 512), (MIB - 512, 1024)], states={2: State.ZERO}, size=4 * MIB)
+    return chain.top.path, chain.top.model.read(0, chain.top.model.size)
 
 
-async def _vhdx_of_qemu(bench: Bench) -> Made:
-    content = content_of(3 * MIB)
-    target = bench.folder / "qemu.vhdx"
-    command = ["qemu-img", "convert", "-f", "raw", "-O", "vhdx", bench.file(content), str(target)]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
-    name = await bench.leaf({"driver": "file", "filename": str(target)}, read_only=True)
-    return Made(await bench.open({"driver": "vhdx", "file": name}, read_only=True), content)
+def _made_by_qemu(folder: Path) -> tuple[Path, bytes]:
+    content, target = content_of(2 * MIB), folder / "qemu.vhdx"
+    (folder / "plain").write_bytes(content)
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "vhdx", str(folder / "plain"), str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    return target, content
+
+
+async def _vhdx_chain(bench: Bench) -> Made:
+    path, content = bench.once(_chain)
+    options = {"driver": "vhdx", "file": {"driver": "file", "filename": str(path)}}
+    return Made(await bench.open(options, read_only=True), content)
 
 
 async def _raw_over_vhdx(bench: Bench) -> Made:
@@ -294,10 +315,10 @@ BUILDERS: dict[str, Builder] = {
     "raw-probed": _raw_probed,
     "raw-over-memory": _raw_over_memory,
     "raw-over-raw": _raw_over_raw,
-    "vhdx": _vhdx(),
-    "vhdx-4096": _vhdx(sector_size=4096, physical_sector_size=4096, block_size=2 * MIB),
+    "vhdx": _vhdx(_dynamic(MIB, 512)),
+    "vhdx-4096": _vhdx(_dynamic(2 * MIB, 4096)),
     "vhdx-chain": _vhdx_chain,
-    "vhdx-of-qemu": _vhdx_of_qemu,
+    "vhdx-of-qemu": _vhdx(_made_by_qemu),
     "raw-over-vhdx": _raw_over_vhdx,
     "blkdebug": _blkdebug(),
     "blkdebug-aligned": _blkdebug(align=4096),
