@@ -69,6 +69,7 @@ class Arguments(ImageArguments):
             workers=self.workers,
             out_of_order=self.out_of_order,
             sparse=self.sparse,
+            offload=self.copy_offload,
             target_is_zero=target_is_zero,
             salvage=self.salvage,
             rate=self.rate,
@@ -246,14 +247,15 @@ VERB = Verb(
         option("-B", "backing", metavar="FILE", help="Refused: raw images have no backing file."),
         option("-F", "backing_format", metavar="FMT", help="Refused: raw images have no backing file."),
         flag("-c", "compress", help="Refused: raw images are not compressed."),
-        flag("-C", "copy_offload", help="Let the kernel copy: what this program does wherever it can."),
+        flag("-C", "copy_offload", help="Let the kernel copy all data, and look for no zeros in it."),
         option(
             "-S",
             "sparse",
             metavar="SIZE",
             type=SizeType("buffer size for sparse output"),
-            help="Read data and leave holes for runs of zeros of SIZE; 0 writes all. Without it, what the "
-            "image's tables and the file system call zero stays a hole, and nothing is searched.",
+            help="Leave holes for runs of zeros of SIZE; 0 writes all. Without it, what the image's tables "
+            "and the file system call zero stays a hole, extents that the file system can share are shared, "
+            "and other data is searched for 4k of zeros.",
         ),
         option(
             "-m",

@@ -16,6 +16,7 @@ import os
 import struct
 
 from vblk.errors import NoSpace, StorageError
+from vblk.graph.sparse_copy import copy_without_zeros
 from vblk.units import MIB, align_down
 
 _FICLONERANGE = 0x4020940D
@@ -42,6 +43,7 @@ class Means(enum.Enum):
     REFLINK = "reflink"
     COPY_FILE_RANGE = "copy_file_range"
     SENDFILE = "sendfile"
+    LOOKED_THROUGH = "looked through for zeros"
     MEMORY = "memory"
 
 
@@ -66,9 +68,13 @@ class KernelCopier:
         """Whether any means is left."""
         return self._can_reflink or self._can_copy or self._can_send
 
-    def copy(self, source_offset: int, target_offset: int, length: int) -> tuple[Means, int]:
+    def copy(
+        self, source_offset: int, target_offset: int, length: int, *, zero_unit: int = 0
+    ) -> tuple[Means, int]:
         """Copy up to `length` bytes; return the means and how many went.
 
+        With `zero_unit` the target reads as zeros, and what cannot be shared is
+        looked through for runs of that many zero bytes, which are left out.
         (NONE, 0) says: this range has to pass memory. The source ends where it
         ends: a shorter count at its end is not an error here.
 
@@ -80,6 +86,11 @@ class KernelCopier:
         if count:
             return Means.REFLINK, count
         length = min(length, self._piece_max)
+        if zero_unit:
+            looked_through = copy_without_zeros(
+                self._source, self._target, source_offset, target_offset, length, unit=zero_unit
+            )
+            return (Means.LOOKED_THROUGH if looked_through else Means.NONE), looked_through
         if self._can_copy:
             copied = self._copy_file_range(source_offset, target_offset, length)
             if copied:

@@ -75,8 +75,12 @@ class Mover:
         self._copiers: dict[tuple[int, int], KernelCopier] = {}
         self.moved = Moved()
 
-    async def move(self, source: Span, target: Node, target_offset: int) -> None:
+    async def move(self, source: Span, target: Node, target_offset: int, *, zero_unit: int = 0) -> None:
         """Copy one DATA span to `target_offset`.
+
+        `zero_unit`, in bytes, says that the target reads as zeros there: runs of
+        that many zero bytes may be left out, unless the storage can share the
+        span or bytes have to pass through the nodes.
 
         The bytes are in the target's storage on return, and as stable as its
         cache mode makes writes: flush the target to be sure.
@@ -91,12 +95,22 @@ class Mover:
             for place in places:
                 assert place.leaf is not None
                 start = source.leaf_offset + place.guest_offset - target_offset
-                await self._move_piece(source.leaf, start, place.leaf, place.leaf_offset, place.length)
+                await self._move_piece(
+                    source.leaf, start, place.leaf, place.leaf_offset, place.length, zero_unit
+                )
 
     async def _move_piece(
-        self, source: Node, source_offset: int, target: Node, target_offset: int, length: int
+        self,
+        source: Node,
+        source_offset: int,
+        target: Node,
+        target_offset: int,
+        length: int,
+        zero_unit: int,
     ) -> None:
-        done = await self._move_in_kernel(source, source_offset, target, target_offset, length)
+        done = await self._move_by_descriptors(
+            source, source_offset, target, target_offset, length, zero_unit
+        )
         while done < length:
             piece = min(BUFFER_MAX, length - done)
             data = await source.read(source_offset + done, piece)
@@ -104,10 +118,16 @@ class Mover:
             self.moved.add(Means.MEMORY, piece)
             done += piece
 
-    async def _move_in_kernel(
-        self, source: Node, source_offset: int, target: Node, target_offset: int, length: int
+    async def _move_by_descriptors(
+        self,
+        source: Node,
+        source_offset: int,
+        target: Node,
+        target_offset: int,
+        length: int,
+        zero_unit: int,
     ) -> int:
-        """Move bytes without passing memory, as far as that goes; return how many went."""
+        """Move bytes between descriptors, as far as that goes; return how many went."""
         copier = self._copier(source, target)
         if copier is None:
             return 0
@@ -115,7 +135,7 @@ class Mover:
         done = 0
         while done < length and copier.usable:
             count = await self._copy_once(
-                copier, source_offset + done, target, target_offset + done, length - done
+                copier, source_offset + done, target, target_offset + done, length - done, zero_unit
             )
             if not count:
                 break
@@ -123,14 +143,20 @@ class Mover:
         return done
 
     async def _copy_once(
-        self, copier: KernelCopier, source_offset: int, target: Leaf, target_offset: int, length: int
+        self,
+        copier: KernelCopier,
+        source_offset: int,
+        target: Leaf,
+        target_offset: int,
+        length: int,
+        zero_unit: int,
     ) -> int:
         """Let the kernel copy one piece, and note what arrived even if nobody waits for it any more."""
         means, count = Means.NONE, 0
 
         def copy() -> None:
             nonlocal means, count
-            means, count = copier.copy(source_offset, target_offset, length)
+            means, count = copier.copy(source_offset, target_offset, length, zero_unit=zero_unit)
 
         try:
             await self._engine.run(copy)

@@ -8,6 +8,7 @@ driver's `open_node`.
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vblk.errors import BlockError, OptionError
 from vblk.graph.edge import Permission, Role
@@ -16,8 +17,7 @@ from vblk.graph.registry import Graph
 from vblk.options import NodeOptions, NodeReference
 
 
-@dataclass(frozen=True, slots=True)
-class ChainRules:
+class ChainRules(NamedTuple):
     r"""What a user says about the parents of an image.
 
     `parent` is the top image's parent, in place of what the image names.
@@ -34,8 +34,7 @@ class ChainRules:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """How a whole tree is to be opened, unless its options say otherwise."""
 
     read_only: bool = True

@@ -20,6 +20,7 @@ from vblk.extent import Kind
 from vblk.graph.handle import Handle
 from vblk.graph.node import Leaf, Node, Span
 from vblk.graph.plane import Mover
+from vblk.graph.sparse_copy import data_runs
 from vblk.jobs.progress import Progress
 from vblk.jobs.rate import RateLimit
 from vblk.jobs.walk import walk, walk_salvaging
@@ -32,6 +33,7 @@ WATCHED_PIECE = 16 * MIB
 MEMORY_PIECE = 2 * MIB
 ZERO_PIECE = GIB
 SECTOR = 512
+ZEROS_LEFT_OUT = 4 * KIB
 
 OVERLAP = 2
 """How many pieces may be written at a time when order counts: one moves while the next is handed over."""
@@ -43,9 +45,11 @@ _ZEROS = bytes(MEMORY_PIECE)
 class CopyPlan:
     """How images are copied.
 
-    `sparse` None: what the maps call zero stays a hole, and no byte is read
-    only to look for zeros. 0: everything is written. Else, in bytes, a multiple
-    of 512: data is read, and runs of zeros that long become holes.
+    `sparse`, in bytes, a multiple of 512: runs of zeros that long become holes.
+    0: everything is written. None: what the maps call zero stays a hole; where
+    the target's storage can share the data it does; else a target that reads as
+    zeros is spared the zeros in the data, by runs of `ZEROS_LEFT_OUT` bytes.
+    `offload`: the kernel copies, and nothing is looked through.
     `target_is_zero` says that the target reads as zeros already. `salvage`
     replaces what cannot be read with zeros. `rate` is in bytes a second.
     """
@@ -53,6 +57,7 @@ class CopyPlan:
     workers: int = 8
     out_of_order: bool = False
     sparse: int | None = None
+    offload: bool = False
     target_is_zero: bool = False
     salvage: bool = False
     rate: int | None = None
@@ -130,7 +135,10 @@ class CopyJob:
         self._limit: RateLimit | None = None
         self._turns = _Turnstile(ordered=not plan.out_of_order)
         self._target_in_kernel = False
-        self._step = KERNEL_PIECE if progress is None else WATCHED_PIECE
+        self._zero_unit = (
+            ZEROS_LEFT_OUT if plan.target_is_zero and plan.sparse is None and not plan.offload else 0
+        )
+        self._step = KERNEL_PIECE if progress is None and not self._zero_unit else WATCHED_PIECE
 
     async def run(self) -> None:
         """Copy everything; flush the target to be sure of it.
@@ -241,7 +249,7 @@ class CopyJob:
                 await self._write_zero_span(goal, span.length)
         elif self._is_for_kernel(span):
             async with self._turns.turn(piece.number):
-                await self._mover.move(span, self._target.node, goal)
+                await self._mover.move(span, self._target.node, goal, zero_unit=self._zero_unit)
         else:
             buffer = bytearray(span.length)
             await self._read(piece.source, span.guest_offset, memoryview(buffer))
@@ -273,32 +281,17 @@ class CopyJob:
         if not self._plan.sparse:
             await self._target.write(goal, data)
             return
-        for start, length, is_data in runs_of_zeros(data, self._plan.sparse):
-            if is_data:
-                await self._target.write(goal + start, memoryview(data)[start : start + length])
-            elif not self._plan.target_is_zero:
-                await self._target.write_zeroes(goal + start, length, unmap=True)
+        done = 0
+        for start, end in [*data_runs(data, len(data), self._plan.sparse), (len(data), len(data))]:
+            if start > done and not self._plan.target_is_zero:
+                await self._target.write_zeroes(goal + done, start - done, unmap=True)
+            if end > start:
+                await self._target.write(goal + start, memoryview(data)[start:end])
+            done = end
 
 
 def _has_descriptor(node: Node | None) -> bool:
     return isinstance(node, Leaf) and node.descriptor() is not None
-
-
-def runs_of_zeros(data: bytes | bytearray, unit: int) -> list[tuple[int, int, bool]]:
-    """Divide bytes into runs of (start, length, has data), by units of `unit` bytes."""
-    runs: list[tuple[int, int, bool]] = []
-    if data == _ZEROS[: len(data)]:
-        return [(0, len(data), False)]
-    zero = bytes(unit)
-    for start in range(0, len(data), unit):
-        part = data[start : start + unit]
-        has_data = part != zero[: len(part)]
-        if runs and runs[-1][2] == has_data:
-            first, length, _ = runs[-1]
-            runs[-1] = (first, length + len(part), has_data)
-        else:
-            runs.append((start, len(part), has_data))
-    return runs
 
 
 class _Turnstile:

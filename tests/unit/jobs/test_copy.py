@@ -15,7 +15,7 @@ from vblk.extent import Kind
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
-from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated, runs_of_zeros
+from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated
 from vblk.jobs.progress import Progress
 from vblk.jobs.target import NewImage, new_raw_image
 from vblk.opening import open_image
@@ -233,13 +233,6 @@ def test_a_cancelled_copy_leaves_no_file(tmp_path: Path) -> None:
         asyncio.run(scenario())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert kept.read_bytes() == b"kept"
-
-
-def test_runs_of_zeros_cover_the_bytes_without_a_gap() -> None:
-    data = b"a" * 512 + bytes(1024) + b"b" * 100
-    assert runs_of_zeros(data, 512) == [(0, 512, True), (512, 1024, False), (1536, 100, True)]
-    assert runs_of_zeros(bytes(5000), 512) == [(0, 5000, False)]
-    assert runs_of_zeros(bytes(512) + b"a" + bytes(511), 1024) == [(0, 1024, True)]
 
 
 def test_a_copied_hole_reads_as_a_zero_extent(tmp_path: Path) -> None:
