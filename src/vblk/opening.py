@@ -144,7 +144,7 @@ async def _open_probed(graph: Graph, options: NodeOptions, request: Request) -> 
 
 
 def _for_child(request: Request, options: NodeOptions) -> Request:
-    return request if options.read_only is None else replace(request, read_only=options.read_only)
+    return request if options.read_only is None else request._replace(read_only=options.read_only)
 
 
 async def _open_driver(

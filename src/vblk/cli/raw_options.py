@@ -4,8 +4,7 @@ Owns: the options of raw images and of the files below them, their help, and the
 words for those that are wrong. Must not create anything.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vblk.cli.failure import Failure
 from vblk.cli.values import bounded_size
@@ -24,8 +23,7 @@ _HELP_FILE: Final = (
 _NAMES: Final = ("size", "extent_size_hint", "nocow", "preallocation")
 
 
-@dataclass(frozen=True, slots=True)
-class RawOptions:
+class RawOptions(NamedTuple):
     """How a raw image is made: `size` in bytes or None, and what is done for its space.
 
     Sizes are bytes.

@@ -4,15 +4,13 @@ Owns: names and summaries, so that help needs no verb's module and a start
 imports only the verb that was asked for.
 """
 
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from vblk.cli.command import Verb
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A verb's module below `vblk.cli`, its line in the help, and its usage in QEMU's style."""
 
     module: str

@@ -8,6 +8,7 @@ Order: `extend(crc32c(a), b)` equals `crc32c(a + b)`.
 import re
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import cast
 
 _POLYNOMIAL = 0x82F63B78
@@ -17,7 +18,9 @@ _ZERO_RUN = re.compile(rb"\x00{64,}")
 """A run long enough that jumping over it is cheaper than walking through it."""
 
 
+@cache
 def _byte_table() -> list[int]:
+    """Return what a byte does to the register; made when the tables are first needed."""
     table: list[int] = []
     for byte in range(256):
         value = byte
@@ -25,9 +28,6 @@ def _byte_table() -> list[int]:
             value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
         table.append(value)
     return table
-
-
-_TABLE = _byte_table()
 
 
 def _apply(matrix: list[int], vector: int) -> int:
@@ -46,7 +46,8 @@ _zero_steps: list[list[int]] = []
 
 def _zero_step(power: int) -> list[int]:
     if not _zero_steps:
-        _zero_steps.append([(column >> 8) ^ _TABLE[column & 0xFF] for column in (1 << i for i in range(32))])
+        table = _byte_table()
+        _zero_steps.append([(column >> 8) ^ table[column & 0xFF] for column in (1 << i for i in range(32))])
     while len(_zero_steps) <= power:
         last = _zero_steps[-1]
         _zero_steps.append([_apply(last, column) for column in last])
@@ -64,7 +65,7 @@ def _advance_zeros(register: int, count: int) -> int:
 
 
 def _walk(register: int, data: bytes) -> int:
-    table = _TABLE
+    table = _byte_table()
     for byte in data:
         register = (register >> 8) ^ table[(register ^ byte) & 0xFF]
     return register

@@ -3,11 +3,8 @@
 Owns: the 16 bytes, and their text. It must not know what they identify.
 """
 
-import re
-
-_TEXT = re.compile(
-    r"\{?([0-9a-fA-F]{8})-([0-9a-fA-F]{4})-([0-9a-fA-F]{4})-([0-9a-fA-F]{4})-([0-9a-fA-F]{12})\}?",
-)
+_DIGITS = (8, 4, 4, 4, 12)
+"""Hexadecimal digits of each group of the text."""
 
 
 class Guid(bytes):
@@ -33,16 +30,14 @@ class Guid(bytes):
         Raises:
             ValueError: The text is not a GUID.
         """
-        match = _TEXT.fullmatch(text.strip())
-        if match is None or text.strip().startswith("{") != text.strip().endswith("}"):
+        bare = text.strip()
+        if bare.startswith("{") and bare.endswith("}"):
+            bare = bare[1:-1]
+        groups = bare.split("-")
+        if tuple(map(len, groups)) != _DIGITS:
             raise ValueError(f"{text!r} is not a GUID")
-        first, second, third, fourth, fifth = match.groups()
-        return cls(
-            bytes.fromhex(first)[::-1]
-            + bytes.fromhex(second)[::-1]
-            + bytes.fromhex(third)[::-1]
-            + bytes.fromhex(fourth + fifth)
-        )
+        first, second, third, fourth, fifth = map(bytes.fromhex, groups)
+        return cls(first[::-1] + second[::-1] + third[::-1] + fourth + fifth)
 
     def __str__(self) -> str:
         head = f"{self[3::-1].hex()}-{self[5:3:-1].hex()}-{self[7:5:-1].hex()}"

@@ -10,12 +10,12 @@ the replayed log before anyone looks at it.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from vblk.errors import OptionError, Unsupported
 from vblk.extent import Extent, Missing
-from vblk.formats.vhdx import Candidate, CheckReport, VhdxImage, check_image, load_image, scan_image
+from vblk.formats.vhdx import Candidate, VhdxImage, load_image
 from vblk.graph.edge import Role
 from vblk.graph.mapper import INLINE_MAX, Mapper
 from vblk.graph.node import Node, Preallocation, Span
@@ -23,6 +23,9 @@ from vblk.graph.site import ChainRules, Site
 from vblk.options import bind, check_children
 from vblk.runtime.page_cache import PageCache
 from vblk.units import KIB
+
+if TYPE_CHECKING:
+    from vblk.formats.vhdx import CheckReport
 
 PAGE = 4 * KIB
 CACHE_PAGES = 4096
@@ -127,12 +130,16 @@ class VhdxNode(Mapper):
         if not read_only:
             raise Unsupported(_NO_WRITING, filename=self.filename)
 
-    async def check(self) -> CheckReport:
+    async def check(self) -> "CheckReport":
         """Check the whole image, as it reads after the log's replay."""
+        from vblk.formats.vhdx import check_image
+
         return await check_image(self.image, self._read_metadata)
 
     async def scan(self) -> None:
         """Look through the block table, bounded, so that `image.findings` tells of it."""
+        from vblk.formats.vhdx import scan_image
+
         await scan_image(self.image, self._read_metadata)
 
     def info(self) -> Mapping[str, Any]:
@@ -184,7 +191,7 @@ async def _attach_backing(site: Site, node: VhdxNode, rules: ChainRules) -> None
         if not node.image.has_parent:
             raise OptionError("Driver doesn't support backing files", filename=site.filename)
         # What the user said about the parent was about this image's, which the options name.
-        site.request = replace(site.request, rules=replace(site.request.rules, parent=None))
+        site.request = site.request._replace(rules=site.request.rules._replace(parent=None))
         backing = await site.child("backing")
         site.graph.attach(node, Role.BACKING, backing)
         node.attach_backing(backing)

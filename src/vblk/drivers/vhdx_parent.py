@@ -9,7 +9,7 @@ read while its lock is held, so that it cannot change between check and use.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vblk.drivers.vhdx import Search, VhdxNode
 from vblk.errors import (
@@ -88,7 +88,7 @@ async def attach_parents(site: Site, top: VhdxNode, rules: ChainRules) -> None:
         seen.add(known)
         child.attach_backing(parent)
         child = parent
-        rules = replace(rules, parent=None)
+        rules = rules._replace(parent=None)
 
 
 def identity(node: Node) -> tuple[int, int] | None:
@@ -169,7 +169,7 @@ async def _open_parent(site: Site, path: str, rules: ChainRules) -> VhdxNode:
     options = NodeOptions(
         driver="vhdx", children={"file": NodeOptions(driver="file", own={"filename": path}), "backing": None}
     )
-    request = replace(site.request, read_only=True, backing=False, rules=replace(rules, parent=None))
+    request = site.request._replace(read_only=True, backing=False, rules=rules._replace(parent=None))
     node = await site.open(options, request)
     assert isinstance(node, VhdxNode)
     return node

@@ -7,7 +7,7 @@ driver's `open_node`.
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vblk.errors import BlockError, OptionError
@@ -78,7 +78,7 @@ class Site:
             raise OptionError(f'A block device must be specified for "{key}"')
         if isinstance(wanted, NodeReference):
             return self.graph.find(wanted.name)
-        node = await self.open(wanted, replace(self.request, read_only=self.read_only))
+        node = await self.open(wanted, self.request._replace(read_only=self.read_only))
         self._opened.append(node)
         return node
 

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write
 from vblk.errors import BlockError, StorageError
@@ -33,8 +33,7 @@ EXTENT_SIZE_HINT = MIB
 _NEW_MODE = 0o644
 
 
-@dataclass(frozen=True, slots=True)
-class NewImage:
+class NewImage(NamedTuple):
     """What is to be made: a raw image of `size` bytes.
 
     `nocow` asks btrfs to write in place; `extent_size_hint`, in bytes, asks XFS
@@ -47,16 +46,14 @@ class NewImage:
     extent_size_hint: int = EXTENT_SIZE_HINT
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(NamedTuple):
     """A new image, open for writing; `is_zero` says that it reads as zeros, as a device does not."""
 
     handle: Handle
     is_zero: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a new image will stand.
 
     `path` is the file's own name, after symbolic links. `existing` is what

@@ -5,8 +5,7 @@ any option means. Every function runs to completion and is pure.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vblk.errors import OptionError
 
@@ -16,8 +15,7 @@ TEXT_MAX: Final = 1 << 20
 _HELP: Final = ("help", "?")
 
 
-@dataclass(slots=True, frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One `name=value`; `short` if it was a bare name, for on, or `noNAME`, for off."""
 
     name: str
@@ -25,8 +23,7 @@ class Pair:
     short: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class CreateOptions:
+class CreateOptions(NamedTuple):
     """What `-o` said: values by name, and whether help was asked for."""
 
     values: dict[str, str]

@@ -14,7 +14,7 @@ what is left, its driver's own options.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from vblk.errors import OptionError
 from vblk.options.sizes import parse_bool
@@ -38,14 +38,13 @@ PROTOCOLS: Final = LEAF_DRIVERS | {"blkdebug", "blkverify"}
 
 _CHILD_NAMES: Final = frozenset(("file", "backing", "data-file", "image", "raw", "test", "log", "target"))
 _CHILD_LIST: Final = "children"
-_NODE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+_NODE_NAME: Final = r"[A-Za-z][A-Za-z0-9._-]*"
 _NODE_NAME_MAX: Final = 31
 _DISCARD: Final = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 _DETECT_ZEROES: Final = ("off", "on", "unmap")
 
 
-@dataclass(slots=True, frozen=True)
-class NodeReference:
+class NodeReference(NamedTuple):
     """A child named by the node name of a node that exists already."""
 
     name: str
@@ -103,9 +102,14 @@ def from_mapping(mapping: Mapping[str, object]) -> NodeOptions:
     return from_flat(flat)
 
 
-@dataclass(slots=True, frozen=True)
 class Empty:
-    """The value of an option that was given as `{}` or `[]`."""
+    """The value of an option that was given as `{}` or `[]`; there is but `EMPTY`."""
+
+    def __str__(self) -> str:
+        return "{}"
+
+
+EMPTY: Final = Empty()
 
 
 def put_option(flat: "dict[str, Scalar | Empty]", name: str, value: "Scalar | Empty") -> None:
@@ -147,7 +151,7 @@ def _flatten(value: object, name: str, depth: int) -> "Iterator[tuple[str, Scala
     else:
         raise OptionError(f"Invalid parameter type for '{name}', expected: a JSON value")
     if not items and name:
-        yield name, Empty()
+        yield name, EMPTY
     for key, member in items:
         if not isinstance(key, str | int):
             raise OptionError(f"Invalid parameter type for a name in '{name}', expected: string")
@@ -260,7 +264,7 @@ def check_node_name(name: str) -> None:
     Raises:
         OptionError: Not a node name, or longer than 31 characters.
     """
-    if _NODE_NAME.fullmatch(name) is None:
+    if re.fullmatch(_NODE_NAME, name, re.ASCII) is None:
         raise OptionError(f"Invalid node-name: '{name}'")
     if len(name) > _NODE_NAME_MAX:
         raise OptionError("Node name too long")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Final
 
 from vblk.errors import OptionError
-from vblk.options.jsontext import parse_json_text
 from vblk.options.keyval import split_pairs
 from vblk.options.model import (
     DEPTH_MAX,
@@ -67,6 +66,8 @@ def parse_json(text: str) -> NodeOptions:
     Raises:
         OptionError: Not a JSON object, or not the options of a node.
     """
+    from vblk.options.jsontext import parse_json_text  # most names are plain and need no grammar
+
     value = parse_json_text(text)
     if not isinstance(value, dict):
         raise OptionError("Invalid JSON object given")

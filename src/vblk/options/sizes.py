@@ -17,9 +17,9 @@ SIZE_LIMIT: Final = 1 << 64
 
 _SUFFIXES: Final = "BKMGTPE"
 _UNIT_NAMES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_DECIMAL: Final = re.compile(r"([0-9]{1,40})(?:\.([0-9]{0,40}))?([bkmgtpe]?)", re.ASCII | re.IGNORECASE)
-_HEXADECIMAL: Final = re.compile(r"0x([0-9a-f]{1,40})([kmgtp]?)", re.ASCII | re.IGNORECASE)
-_NUMBER: Final = re.compile(r"(-?)(?:0x([0-9a-f]{1,40})|([0-9]{1,40}))", re.ASCII | re.IGNORECASE)
+_DECIMAL: Final = r"([0-9]{1,40})(?:\.([0-9]{0,40}))?([bkmgtpe]?)"
+_HEXADECIMAL: Final = r"0x([0-9a-f]{1,40})([kmgtp]?)"
+_NUMBER: Final = r"(-?)(?:0x([0-9a-f]{1,40})|([0-9]{1,40}))"
 _ON: Final = frozenset(("on", "yes", "true", "y"))
 _OFF: Final = frozenset(("off", "no", "false", "n"))
 
@@ -38,9 +38,9 @@ def parse_size(text: str, default_unit: int = 1) -> int:
             `SizeTooLarge` tells apart.
     """
     stripped = text.lstrip(" \t\n\v\f\r").removeprefix("+")
-    if found := _HEXADECIMAL.fullmatch(stripped):
+    if found := _match(_HEXADECIMAL, stripped):
         value = int(found[1], 16) * _unit(found[2], default_unit)
-    elif found := _DECIMAL.fullmatch(stripped):
+    elif found := _match(_DECIMAL, stripped):
         unit = _unit(found[3], default_unit)
         fraction: str = found[2] or ""
         if fraction.strip("0") and unit == 1:
@@ -57,6 +57,11 @@ class SizeTooLarge(OptionError):
     """A size is well written, and does not fit 64 bits."""
 
 
+def _match(pattern: str, text: str) -> re.Match[str] | None:
+    """Compile a pattern when it is first needed: many commands read no number."""
+    return re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
+
+
 def _unit(suffix: str, default_unit: int) -> int:
     return 1024 ** _SUFFIXES.index(suffix.upper()) if suffix else default_unit
 
@@ -67,7 +72,7 @@ def parse_number(text: str) -> int:
     Raises:
         OptionError: Not a number.
     """
-    found = _NUMBER.fullmatch(text.strip())
+    found = _match(_NUMBER, text.strip())
     if found is None:
         raise OptionError(f"'{text}' is not a number")
     value = int(found[2], 16) if found[2] else int(found[3])

@@ -3,14 +3,13 @@
 Owns: the three switches behind the five names. It knows no file.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vblk.errors import OptionError
 from vblk.options import NodeOptions
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMode:
+class CacheMode(NamedTuple):
     """How a leaf uses the system's cache.
 
     `direct`: go around it (O_DIRECT). `write_through`: a write is stable when
@@ -55,7 +54,7 @@ def cache_mode_of(text: str, options: NodeOptions) -> CacheMode:
     """
     mode = parse_cache_mode(text)
     if options.cache_direct is not None:
-        mode = replace(mode, direct=options.cache_direct)
+        mode = mode._replace(direct=options.cache_direct)
     if options.cache_no_flush is not None:
-        mode = replace(mode, no_flush=options.cache_no_flush)
+        mode = mode._replace(no_flush=options.cache_no_flush)
     return mode

@@ -20,7 +20,7 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.aio.file_calls import open_again
 from vblk.errors import PermissionConflict, StorageError
@@ -44,8 +44,7 @@ _DESCRIPTORS_MAX = 200_000
 """How many open descriptors of the machine are looked at, at most, for a holder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that has an image locked, and how."""
 
     pid: int

@@ -21,7 +21,17 @@ def test_every_usual_text_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", TEXT[:-1], TEXT[1:], TEXT[:-2] + "g}", TEXT.replace("-", ""), TEXT + "0"]
+    "text",
+    [
+        "",
+        TEXT[:-1],
+        TEXT[1:],
+        TEXT[:-2] + "g}",
+        TEXT.replace("-", ""),
+        TEXT + "0",
+        TEXT.replace("11", " 1"),
+        TEXT.replace("1122", "1 22"),
+    ],
 )
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError):

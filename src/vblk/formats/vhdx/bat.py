@@ -16,7 +16,6 @@ Source: [MS-VHDX] "BAT", "BAT Entry", "Payload BAT Entry States",
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -138,8 +137,7 @@ class Fault(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(NamedTuple):
     """A range of the file that no block may touch."""
 
     start: int

@@ -10,11 +10,14 @@ Source: [MS-VHDX] "Sector Bitmap Blocks".
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 _UNIFORM_OR_MIXED = re.compile(rb"\x00+|\xff+|[^\x00\xff]", re.DOTALL)
 
 
+@cache
 def _runs_of_byte(byte: int) -> tuple[tuple[bool, int], ...]:
+    """Return the (bit, count) runs of a byte, so that only mixed bytes are looked up singly."""
     runs: list[tuple[bool, int]] = []
     for position in range(8):
         bit = bool(byte >> position & 1)
@@ -23,10 +26,6 @@ def _runs_of_byte(byte: int) -> tuple[tuple[bool, int], ...]:
         else:
             runs.append((bit, 1))
     return tuple(runs)
-
-
-_RUNS = tuple(_runs_of_byte(byte) for byte in range(256))
-"""For every byte its (bit, count) runs, so that only mixed bytes are looked up singly."""
 
 
 def _byte_runs(data: bytes) -> Iterator[tuple[bool, int]]:
@@ -38,7 +37,7 @@ def _byte_runs(data: bytes) -> Iterator[tuple[bool, int]]:
         elif byte == 0xFF:
             yield True, (end - start) * 8
         else:
-            yield from _RUNS[byte]
+            yield from _runs_of_byte(byte)
 
 
 def bit_runs(data: bytes, first_bit: int, count: int) -> Iterator[tuple[bool, int]]:

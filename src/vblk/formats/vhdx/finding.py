@@ -5,7 +5,7 @@ file; what stops an image from opening is an `ImageError` instead.
 """
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Severity(enum.Enum):
@@ -19,8 +19,7 @@ class Severity(enum.Enum):
     """Space in the file is held by something that no disk offset reaches."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One statement about an image.
 
     `code` is the row of the table of bad inputs in docs/formats/vhdx.md;

@@ -10,7 +10,7 @@ Source: [MS-VHDX] "File Type Identifier", "Headers".
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.codec.crc32c import crc32c_without
 from vblk.codec.guid import ZERO_GUID, Guid
@@ -48,8 +48,7 @@ _HEADER = struct.Struct("<4sIQ16s16s16sHHIQ")
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """One valid copy of the header; `file_offset` says which."""
 
     file_offset: int
@@ -68,8 +67,7 @@ class Header:
         return self.log_guid != ZERO_GUID
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """The current header, and what is to be said about the two copies."""
 
     current: Header
@@ -174,8 +172,7 @@ def _damaged_copy(data: bytes, valid: Header) -> Finding:
     return Finding("H3", Severity.ERROR, "one of the two headers is damaged; the other is used", offset)
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderVerdict:
+class HeaderVerdict(NamedTuple):
     """What is odd about the current header, and why that forbids writing."""
 
     findings: tuple[Finding, ...]

@@ -7,8 +7,7 @@ Source: [MS-VHDX].
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vblk.codec.guid import Guid
 from vblk.extent import Extent, Missing
@@ -24,8 +23,7 @@ from vblk.formats.vhdx.overlay import Overlay
 from vblk.formats.vhdx.region import Region, RegionTable
 
 
-@dataclass(frozen=True, slots=True)
-class DirtyLog:
+class DirtyLog(NamedTuple):
     """A log that was not written back when the image was last closed.
 
     `replayable` is false when the log names a session of which no complete

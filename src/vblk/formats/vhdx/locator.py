@@ -13,7 +13,7 @@ import enum
 import posixpath
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.codec.guid import Guid
 from vblk.errors import CorruptImage, Reason, UnsupportedFeature
@@ -45,8 +45,7 @@ PAIRS_MAX = 256
 """More pairs than this have never had a meaning."""
 
 
-@dataclass(frozen=True, slots=True)
-class ParentLocator:
+class ParentLocator(NamedTuple):
     """The item's pairs. For an unknown `locator_type` there are none, and no linkage."""
 
     locator_type: Guid
@@ -152,8 +151,7 @@ class Found(enum.Enum):
     SEARCHED = "by its file name, in a search directory"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One path to try.
 
     `key` is the locator's key it came from. `root` is the directory that the

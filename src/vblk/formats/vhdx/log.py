@@ -14,7 +14,6 @@ Source: [MS-VHDX] "Log", "Log Entry", "Log Sequence", "Log Replay".
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from vblk.codec.crc32c import extend
@@ -91,8 +90,7 @@ class Descriptor(NamedTuple):
     trailing: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LogSequence:
+class LogSequence(NamedTuple):
     """The entries to replay, oldest first. The last is the head."""
 
     entries: tuple[LogEntry, ...]

@@ -8,7 +8,7 @@ Source: [MS-VHDX] "Metadata Region", "Known Metadata Items".
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.codec.guid import ZERO_GUID, Guid
 from vblk.codec.ranges import first_overlap
@@ -70,8 +70,7 @@ _LENGTHS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataItem:
+class MetadataItem(NamedTuple):
     """One entry of the table.
 
     `offset` counts from the start of the metadata region; `entry_offset` is the
@@ -97,8 +96,7 @@ class MetadataItem:
         return _NAMES[self.item_id] if self.known else f"metadata item {self.item_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataTable:
+class MetadataTable(NamedTuple):
     """The items of an image: the known ones by id, the others to be kept as they are."""
 
     known: Mapping[Guid, MetadataItem]
@@ -222,8 +220,7 @@ def _check_together(items: Mapping[tuple[Guid, bool], MetadataItem], region_offs
         )
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFacts:
+class DiskFacts(NamedTuple):
     """What the known items say, judged and completed."""
 
     block_size: int

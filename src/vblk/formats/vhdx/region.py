@@ -7,7 +7,7 @@ Source: [MS-VHDX] "Region Table".
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.codec.crc32c import crc32c_without
 from vblk.codec.guid import Guid
@@ -46,8 +46,7 @@ _ENTRY = struct.Struct("<16sQII")
 _NAMES = {REGION_BAT: "BAT", REGION_METADATA: "metadata region"}
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """One region; `entry_offset` is where the table names it, relative to the table."""
 
     guid: Guid
@@ -67,8 +66,7 @@ class Region:
         return self.guid in _NAMES
 
 
-@dataclass(frozen=True, slots=True)
-class RegionTable:
+class RegionTable(NamedTuple):
     """The table that is in force."""
 
     bat: Region

@@ -10,7 +10,7 @@ Source: [MS-VHDX] "Log Replay".
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vblk.codec.ranges import RangeSet, overlap
 from vblk.errors import CorruptImage, Reason
@@ -40,8 +40,7 @@ Read = Callable[[int, int], Awaitable[bytes]]
 """(file offset, length) -> bytes, short only at the file's end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """The sequence that was found and what it makes of the file."""
 
     sequence: LogSequence
