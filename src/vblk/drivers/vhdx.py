@@ -74,6 +74,7 @@ class VhdxNode(Mapper):
         self._locate = image.locate
         self.search: Search | None = None
         self._pages: PageCache[bytes] = PageCache(page_size=PAGE, limit_pages=CACHE_PAGES)
+        self._hot_pages = self._pages.hot
         self.lookup_step = image.lookup_step
 
     @property
@@ -84,7 +85,7 @@ class VhdxNode(Mapper):
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once: the short way for a range inside one present block."""
         if length <= INLINE_MAX:
-            file_offset = self._locate(offset, length, self._pages)
+            file_offset = self._locate(offset, length, self._hot_pages)
             if file_offset is not None:
                 return self._file.try_read(file_offset, length)
         return super().try_read(offset, length)
