@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vblk.aio.leased_map import LeasedMap
 
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
-_HITS_BEFORE_MAP: Final = 4096
+_HITS_BEFORE_MAP: Final = 512
 _REUSED_MAX = 64 << 10
 _LENGTHS_MAX = 16
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -60,7 +60,7 @@ class InlineReader:
             if os.preadv(self._fd, vector, offset, _NOWAIT) != length:
                 return None
             if self._hits_before_map or self._map is not None:
-                self._count_hit(offset, length)
+                self._count_hit()
             return vector[0].tobytes()
         except BlockingIOError:
             return None
@@ -81,8 +81,8 @@ class InlineReader:
         if mapped is not None:
             mapped.close()
 
-    def _count_hit(self, offset: int, length: int) -> None:
-        """Tell the mapping what is cached, or make one after enough hits."""
+    def _count_hit(self) -> None:
+        """After enough hits, map the file; forget a mapping that the watch has closed."""
         if self._map is None:
             self._hits_before_map -= 1
             if not self._hits_before_map:
@@ -92,8 +92,6 @@ class InlineReader:
                 self.read_mapped = None if self._map is None else self._map.read
         elif self._map.closed:
             self._map = self.read_mapped = None
-        else:
-            self._map.trust(offset, length)
 
     def _new_vector(self, length: int) -> list[memoryview]:
         if length <= _REUSED_MAX and length not in self._spare:

@@ -1,17 +1,17 @@
 """A mapping of a file that nobody can cut short behind our back.
 
-Owns: the read lease, the mapping that it protects, and the watch that gives
-both up when somebody wants to change the file. Copying from a mapping saves the
-system call of a small read; what makes mappings dangerous is that a file that
-gets shorter kills the process that touches the lost pages. A read lease
-(F_SETLEASE) takes that danger away: the kernel holds back whoever opens the
-file for writing, or truncates it, until the lease is given up or a long grace
-time has passed.
+Owns: the read lease, the mapping that it protects, the knowledge of which pages
+are cached, and the watch that keeps all three true. Copying from a mapping
+saves the system call of a small read; what makes mappings dangerous is that a
+file that gets shorter kills the process that touches the lost pages. A read
+lease (F_SETLEASE) takes that danger away: the kernel holds back whoever opens
+the file for writing, or truncates it, until the lease is given up or a long
+grace time has passed.
+
+It must not wait on the medium either: only pages that the kernel called cached
+a moment ago (mincore) are copied from the mapping.
 
 Ordering rule: the mapping is closed first, the lease is given up after.
-
-It must not wait on the medium either: only pages that were read within the last
-ten seconds, and so are in the page cache, are copied from the mapping.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from vblk.units import GIB, KIB
 
@@ -30,38 +30,43 @@ _PAGE_SHIFT: Final = 12
 _SIZE_MAX: Final = 64 * GIB
 _SIZE_MIN: Final = 64 * KIB
 _TURN_SECONDS: Final = 0.05
-_TURNS_OF_TRUST: Final = 200
-"""How often the watch looks at the leases, and for how many looks a page counts as cached."""
+_TURNS_OF_TRUST: Final = 40
+"""How often the watch looks at the leases, and for how many looks it believes what is cached."""
+
+
+class _Residency(Protocol):
+    """Asks the kernel which pages of a file are cached."""
+
+    def ask(self, answer: bytearray) -> None:
+        """Write a 1 for each cached page, a 0 for each other."""
+        ...
+
+    def close(self) -> None:
+        """Ask no more."""
+        ...
 
 
 class LeasedMap:
-    """The bytes of a file that were read a moment ago, without a system call.
+    """The bytes of a file that are cached, without a system call.
 
-    Concurrency: `read` and `trust` run to completion on any thread; the watch's
-    own thread closes the mapping at any time, after which they do nothing.
+    Concurrency: `read` runs to completion on any thread; the watch's own thread
+    closes the mapping at any time, after which it returns None.
     """
 
     read: Callable[[int, int], bytes | None]
-    """Return bytes whose pages were all read lately; None: read them another way."""
+    """Return bytes whose pages are cached; None: read them another way."""
 
-    def __init__(self, fd: int, size: int, mapping: mmap.mmap) -> None:
+    def __init__(self, fd: int, size: int, mapping: mmap.mmap, residency: _Residency) -> None:
         self._fd = fd
-        self._size = size
         self._mapping = mapping
-        self._trusted = bytearray(-(-size >> _PAGE_SHIFT))
-        self.read = _reader(mapping, self._trusted, size)
+        self._residency = residency
+        self._cached = bytearray(-(-size >> _PAGE_SHIFT))
+        self.read = _reader(mapping, self._cached, size)
         self.closed = False
 
-    def trust(self, offset: int, length: int) -> None:
-        """Note that this range, within the file, was just read from the page cache."""
-        first = offset >> _PAGE_SHIFT
-        count = (offset + length - 1 >> _PAGE_SHIFT) - first + 1
-        if offset + length <= self._size:
-            self._trusted[first : first + count] = b"\1" * count
-
-    def forget(self) -> None:
-        """Trust no page any more: the cache may have let them go."""
-        self._trusted[:] = bytes(len(self._trusted))
+    def refresh(self) -> None:
+        """Ask the kernel anew which pages are cached."""
+        self._residency.ask(self._cached)
 
     def is_wanted_back(self) -> bool:
         """Tell whether somebody waits to change the file."""
@@ -80,21 +85,22 @@ class LeasedMap:
             return
         self.closed = True
         self._mapping.close()
+        self._residency.close()
         with suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         os.close(self._fd)
 
 
-def _reader(mapping: mmap.mmap, trusted: bytearray, size: int) -> Callable[[int, int], bytes | None]:
+def _reader(mapping: mmap.mmap, cached: bytearray, size: int) -> Callable[[int, int], bytes | None]:
     """Build `LeasedMap.read` as a closure: every attribute less counts in a read of a microsecond."""
-    find_distrusted = trusted.find
+    find_missing = cached.find
 
     def read(offset: int, length: int, /) -> bytes | None:
         end = offset + length
         first = offset >> _PAGE_SHIFT
-        if end > size or not trusted[first]:
+        if end > size or not cached[first]:
             return None
-        if first != end - 1 >> _PAGE_SHIFT and find_distrusted(0, first, (end - 1 >> _PAGE_SHIFT) + 1) >= 0:
+        if first != end - 1 >> _PAGE_SHIFT and find_missing(0, first, (end - 1 >> _PAGE_SHIFT) + 1) >= 0:
             return None
         try:
             return mapping[offset:end]
@@ -144,7 +150,7 @@ class _Watch:
                     return
                 if turn % _TURNS_OF_TRUST == 0:
                     for member in self._maps:
-                        member.forget()
+                        member.refresh()
 
 
 _watch = _Watch()
@@ -159,6 +165,9 @@ def take(fd: int) -> LeasedMap | None:
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return None
+    # ctypes is slow to load: only a reader that is used a lot comes here.
+    from vblk.aio.residency import Residency
+
     own = -1
     try:
         # A description of its own: locks and leases of `fd` must not be touched.
@@ -171,10 +180,11 @@ def take(fd: int) -> LeasedMap | None:
         if not _SIZE_MIN <= size <= _SIZE_MAX:
             raise OSError
         mapping = mmap.mmap(own, size, prot=mmap.PROT_READ)
+        member = LeasedMap(own, size, mapping, Residency(own, size))
+        member.refresh()
     except (OSError, ValueError):
         if own >= 0:
             os.close(own)
         return None
-    member = LeasedMap(own, size, mapping)
     _watch.add(member)
     return member

@@ -7,12 +7,20 @@ on a worker. It knows no nodes, and the target must read as zeros already.
 
 import os
 import threading
+from contextlib import suppress
 
 from vblk.aio.engine import storage_error
-from vblk.units import KIB
+from vblk.aio.file_calls import KEEP_SIZE, PUNCH_HOLE, fallocate
+from vblk.units import KIB, MIB
 
 BUFFER_SIZE = 256 * KIB
 """Measured: more falls out of the cache, less pays more for system calls."""
+
+RESERVED_MIN = MIB
+"""Less than this, in bytes, is not worth a call to reserve its space."""
+
+RESERVATIONS_MAX = 4
+"""How often one copy reserves: where data and zeros take turns it is of no use."""
 
 _ZEROS = bytes(BUFFER_SIZE)
 _own = threading.local()
@@ -42,20 +50,65 @@ def copy_without_zeros(
     if buffer is None:
         buffer = _own.buffer = bytearray(BUFFER_SIZE)
     done = 0
-    with memoryview(buffer) as view:
+    with memoryview(buffer) as view, _Reservation(target, target_offset, length) as reserved:
         while done < length:
             try:
                 count = os.preadv(source, [view[: min(BUFFER_SIZE, length - done)]], source_offset + done)
                 if not count:
                     break
-                for start, end in data_runs(buffer, count, unit):
+                runs = data_runs(buffer, count, unit)
+                reserved.look_at(done, runs == [(0, count)])
+                for start, end in runs:
                     _write(target, view[start:end], target_offset + done + start)
             except OSError as error:
                 raise storage_error(
                     error, operation="copy", offset=target_offset + done, length=length - done
                 ) from error
             done += count
+            reserved.used = done
     return done
+
+
+class _Reservation:
+    """Space of the target that is allocated at once, as long as everything is data.
+
+    Measured: the file system takes a third of the time for data that goes into
+    allocated space. What was reserved and not written is given back, so that
+    zeros stay holes.
+    """
+
+    def __init__(self, target: int, offset: int, length: int) -> None:
+        self._target = target
+        self._offset = offset
+        self._end = length
+        self._attempts = RESERVATIONS_MAX
+        self._active = False
+        self.used = 0
+
+    def __enter__(self) -> "_Reservation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_back()
+
+    def look_at(self, position: int, is_dense: bool) -> None:
+        """Decide by what the next buffer holds: data reserves the rest, zeros end that."""
+        if not is_dense:
+            self._give_back()
+        elif not self._active and self._attempts and self._end - position >= RESERVED_MIN:
+            self._attempts -= 1
+            try:
+                fallocate(self._target, KEEP_SIZE, self._offset + position, self._end - position)
+                self._active = True
+            except OSError:  # no such call here, or no space: writing will tell
+                self._attempts = 0
+
+    def _give_back(self) -> None:
+        if self._active and self.used < self._end:
+            with suppress(OSError):
+                mode = PUNCH_HOLE | KEEP_SIZE
+                fallocate(self._target, mode, self._offset + self.used, self._end - self.used)
+        self._active = False
 
 
 def data_runs(buffer: bytes | bytearray, count: int, unit: int) -> list[tuple[int, int]]:

@@ -33,31 +33,28 @@ def mapped(path: Path) -> LeasedMap:
     return member
 
 
-def test_only_trusted_pages_are_read_from_the_mapping(mapped: LeasedMap) -> None:
-    assert mapped.read(4096, 4096) is None
-    mapped.trust(4096, 4096)
+def test_cached_pages_are_read_from_the_mapping(mapped: LeasedMap) -> None:
     assert mapped.read(4096, 4096) == CONTENT[4096:8192]
     assert mapped.read(4097, 100) == CONTENT[4097:4197]
-    assert mapped.read(4095, 2) is None
-    assert mapped.read(8191, 2) is None
-    mapped.trust(8192, 1)
     assert mapped.read(8191, 2) == CONTENT[8191:8193]
     mapped.close()
 
 
-def test_the_end_of_the_file_is_never_passed(mapped: LeasedMap) -> None:
-    mapped.trust(SIZE, 4)
-    assert mapped.read(SIZE, 4) == b"tail"
-    assert mapped.read(SIZE, 5) is None
-    assert mapped.read(SIZE + 4096, 1) is None
-    mapped.trust(SIZE, 4096)
+def test_pages_that_left_the_cache_are_not_touched(mapped: LeasedMap, path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    mapped.refresh()
+    assert mapped.read(4096, 4096) is None
+    assert mapped.read(SIZE - 1, 2) is None
     mapped.close()
 
 
-def test_forgotten_pages_are_trusted_no_more(mapped: LeasedMap) -> None:
-    mapped.trust(0, SIZE)
-    mapped.forget()
-    assert mapped.read(0, 1) is None
+def test_the_end_of_the_file_is_never_passed(mapped: LeasedMap) -> None:
+    assert mapped.read(SIZE, 4) == b"tail"
+    assert mapped.read(SIZE, 5) is None
+    assert mapped.read(SIZE + 4096, 1) is None
     mapped.close()
 
 
@@ -65,7 +62,6 @@ def test_forgotten_pages_are_trusted_no_more(mapped: LeasedMap) -> None:
 def test_who_wants_to_change_the_file_waits_until_the_mapping_is_closed(
     mapped: LeasedMap, path: Path, change: str
 ) -> None:
-    mapped.trust(0, SIZE)
     code = f"import sys; p = sys.argv[1]; {change}"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=40)
     assert mapped.closed

@@ -69,3 +69,27 @@ def test_a_full_or_unwritable_target_is_a_typed_error(tmp_path: Path) -> None:
         copy_without_zeros(source, source, 0, 0, UNIT, unit=UNIT)
     os.close(source)
     os.close(full)
+
+
+def test_space_that_was_reserved_and_not_written_is_given_back(tmp_path: Path) -> None:
+    content = b"d" * (2 * BUFFER_SIZE) + bytes(14 * BUFFER_SIZE)
+    (tmp_path / "source").write_bytes(content)
+    source = os.open(tmp_path / "source", os.O_RDONLY)
+    target = os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(target, len(content))
+    assert copy_without_zeros(source, target, 0, 0, len(content), unit=UNIT) == len(content)
+    assert os.pread(target, len(content), 0) == content
+    assert os.fstat(target).st_blocks * 512 <= 3 * BUFFER_SIZE
+    os.close(source)
+    os.close(target)
+
+
+def test_a_source_that_ends_early_leaves_nothing_reserved(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"d" * BUFFER_SIZE)
+    source = os.open(tmp_path / "source", os.O_RDONLY)
+    target = os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(target, 64 * BUFFER_SIZE)
+    assert copy_without_zeros(source, target, 0, 0, 64 * BUFFER_SIZE, unit=UNIT) == BUFFER_SIZE
+    assert os.fstat(target).st_blocks * 512 <= 2 * BUFFER_SIZE
+    os.close(source)
+    os.close(target)
