@@ -19,7 +19,7 @@ BENCH_ARGS ?=
 T ?= 60
 JOBS ?= auto
 
-.PHONY: help setup demo test bench fuzz lint format type docs
+.PHONY: help setup bytecode demo test bench fuzz lint format type docs
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -28,20 +28,24 @@ help: ## Say what each target does
 setup: $(READY) ## Make .venv with vblk and its development tools (PYTHON=python3.12 chooses one)
 	@echo "$(VENV) is ready; try: $(BIN)/vblk --help"
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml scripts/setup
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 
-demo: $(READY) ## Make a VHDX from a real disk, look into it, convert it, compare, and time it
+# Where PYTHONDONTWRITEBYTECODE is set every command would compile what it imports.
+bytecode: $(READY)
+	@$(BIN)/python -m compileall -q src
+
+demo: bytecode ## Make a VHDX from a real disk, look into it, convert it, compare, and time it
 	@scripts/require $(DEMO_TOOLS)
 	@scripts/require qemu-img=qemu-utils || echo "going on without qemu-img"
 	@$(BIN)/python scripts/demo.py
 
-test: $(READY) ## Install what the tests need, then run them (PYTEST_ARGS="-k name" chooses)
+test: bytecode ## Install what the tests need, then run them (PYTEST_ARGS="-k name" chooses)
 	@scripts/require $(TEST_TOOLS)
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-bench: $(READY) ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
+bench: bytecode ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
 	@scripts/require $(BENCH_TOOLS)
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m bench $(BENCH_ARGS)
 
