@@ -24,7 +24,8 @@ from bench.settings import Settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 Benchmark = Callable[[Settings], Iterator[Result]]
 BENCHMARKS: dict[str, Benchmark] = {
-    "convert": convert.here,
+    "convert": convert.sparse,
+    "convert-full": convert.dense,
     "xfs": lambda settings: convert.with_reflink(settings, "xfs"),
     "btrfs": lambda settings: convert.with_reflink(settings, "btrfs"),
     "compare": looking.comparing,

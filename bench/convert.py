@@ -47,13 +47,17 @@ def copy_extents(source: Path, target: Path, size: int, extents: Extents) -> Non
         os.close(reading)
 
 
-def contest(folder: Path, data_bytes: int, rounds: int, names: tuple[str, ...]) -> dict[str, list[float]]:
+def contest(
+    folder: Path, data_bytes: int, rounds: int, names: tuple[str, ...], *, size: int = 0
+) -> dict[str, list[float]]:
     """Convert one VHDX by each of the sides in `names`; return their seconds.
+
+    The disk has `size` bytes, or as many as its data needs.
 
     Raises:
         WrongResult: Two sides made different disks.
     """
-    raw = make_raw(folder / "source.raw", data_bytes)
+    raw = make_raw(folder / "source.raw", data_bytes, size=size)
     image = make_vhdx(raw, folder / "source.vhdx")
     size, extents = extents_of(image)
     convert = ["convert", "-f", "vhdx", "-O", "raw"]
@@ -84,12 +88,22 @@ def contest(folder: Path, data_bytes: int, rounds: int, names: tuple[str, ...]) 
     return seconds
 
 
-def here(settings: Settings) -> Iterator[Result]:
-    """Convert on the file system of the working folder."""
+def sparse(settings: Settings) -> Iterator[Result]:
+    """Convert a disk of the size that Hyper-V gives new ones, most of it never written to."""
+    seconds = contest(settings.folder, settings.data_bytes, settings.rounds, SIDES, size=settings.disk_bytes)
+    yield from _results("convert", seconds)
+
+
+def dense(settings: Settings) -> Iterator[Result]:
+    """Convert a disk that is full of data."""
     seconds = contest(settings.folder, settings.data_bytes, settings.rounds, SIDES)
-    yield compare("convert: qemu-img -W -m 16 / vblk", seconds, PARALLEL, "vblk", 1.5)
-    yield compare("convert: qemu-img / vblk", seconds, "qemu-img", "vblk", 2)
-    yield compare("convert: vblk / copy_file_range loop", seconds, "vblk", LOOP, 1.3, at_least=False)
+    yield from _results("convert, full", seconds)
+
+
+def _results(what: str, seconds: dict[str, list[float]]) -> Iterator[Result]:
+    yield compare(f"{what}: qemu-img -W -m 16 / vblk", seconds, PARALLEL, "vblk", 1.5)
+    yield compare(f"{what}: qemu-img / vblk", seconds, "qemu-img", "vblk", 2)
+    yield compare(f"{what}: vblk / copy_file_range loop", seconds, "vblk", LOOP, 1.3, at_least=False)
 
 
 def with_reflink(settings: Settings, kind: str) -> Iterator[Result]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vblk.units import MIB
+from vblk.units import GIB, MIB
 
 VBLK = Path(sys.executable).parent / "vblk"
 """The command line of the environment that runs the benchmarks."""
@@ -23,13 +23,15 @@ class Settings:
     """The data where a file system shares blocks: more, so that vblk's start is not all there is."""
     rounds: int
     reads: int
+    disk_bytes: int = 127 * GIB
+    """The disk that holds the data: by default as large as Hyper-V makes new ones."""
 
     @classmethod
     def full(cls, folder: Path, data_mib: int, rounds: int) -> "Settings":
         """Return what `make bench` runs."""
-        return cls(folder, data_mib * MIB, 3 * data_mib * MIB, rounds, reads=20_000)
+        return cls(folder, data_mib * MIB, 3 * data_mib * MIB, rounds, reads=100_000)
 
     @classmethod
     def tiny(cls, folder: Path) -> "Settings":
         """Return a run of seconds, for correctness only: its ratios mean nothing."""
-        return cls(folder, 8 * MIB, 8 * MIB, rounds=1, reads=200)
+        return cls(folder, 8 * MIB, 8 * MIB, rounds=1, reads=200, disk_bytes=GIB)

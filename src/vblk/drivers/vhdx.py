@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PAGE = 4 * KIB
 CACHE_PAGES = 4096
 """16 MiB of BAT and bitmap pages: the BAT of 2 TiB at 1 MiB blocks."""
+BLOCK_STARTS_MAX = 1 << 16
+"""How many blocks' starts are remembered: some megabytes at most."""
 
 _NO_WRITING = "writing to VHDX images is not supported in this version of vblk: open it read-only"
 
@@ -74,7 +76,9 @@ class VhdxNode(Mapper):
         self._locate = image.locate
         self.search: Search | None = None
         self._pages: PageCache[bytes] = PageCache(page_size=PAGE, limit_pages=CACHE_PAGES)
-        self._hot_pages = self._pages.hot
+        self._block_starts: dict[int, int] = {}
+        self._block_shift = image.block_size.bit_length() - 1
+        self._within_block = image.block_size - 1
         self.lookup_step = image.lookup_step
 
     @property
@@ -83,11 +87,11 @@ class VhdxNode(Mapper):
         return self._size
 
     def try_read(self, offset: int, length: int) -> bytes | None:
-        """Read at once: the short way for a range inside one present block."""
-        if length <= INLINE_MAX:
-            file_offset = self._locate(offset, length, self._hot_pages)
-            if file_offset is not None:
-                return self._file.try_read(file_offset, length)
+        """Read at once: the short way for a range inside a block that was read before."""
+        within = offset & self._within_block
+        start = self._block_starts.get(offset >> self._block_shift)
+        if start is not None and length <= INLINE_MAX and within + length <= self._within_block + 1:
+            return self._file.try_read(start + within, length)
         return super().try_read(offset, length)
 
     def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
@@ -95,8 +99,17 @@ class VhdxNode(Mapper):
         return self.image.lookup(offset, length, self._pages)
 
     def locate(self, offset: int, length: int) -> int | None:
-        """Find a range inside one present block whose BAT page is loaded."""
-        return self._locate(offset, length, self._pages)
+        """Find a range inside one present block whose BAT page is loaded.
+
+        Where the block starts is remembered: an image that is only read never
+        moves one.
+        """
+        file_offset = self._locate(offset, length, self._pages)
+        if file_offset is not None:
+            if len(self._block_starts) >= BLOCK_STARTS_MAX:
+                self._block_starts.clear()
+            self._block_starts[offset >> self._block_shift] = file_offset - (offset & self._within_block)
+        return file_offset
 
     async def load(self, missing: Missing, pins: ExitStack) -> None:
         """Read metadata pages, as they are after the log's replay."""

@@ -7,7 +7,7 @@ it at the next try.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -37,8 +37,6 @@ class PageCache(Generic[Page]):
         self._limit = limit_pages
         self._young: dict[int, Page] = {}
         self._old: OrderedDict[int, Page] = OrderedDict()
-        self.hot: Mapping[int, Page] = self._young
-        """The pages used last, the same mapping for ever: asking it costs no call of ours."""
         self._pinned: dict[int, Page] = {}
         self._pins: dict[int, int] = {}
 
