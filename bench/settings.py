@@ -29,7 +29,7 @@ class Settings:
     @classmethod
     def full(cls, folder: Path, data_mib: int, rounds: int) -> "Settings":
         """Return what `make bench` runs."""
-        return cls(folder, data_mib * MIB, 3 * data_mib * MIB, rounds, reads=100_000)
+        return cls(folder, data_mib * MIB, 5 * data_mib * MIB, rounds, reads=100_000)
 
     @classmethod
     def tiny(cls, folder: Path) -> "Settings":

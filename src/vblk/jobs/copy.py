@@ -28,6 +28,8 @@ from vblk.units import GIB, KIB, MIB, align_up
 
 KERNEL_PIECE = 128 * MIB
 """What the kernel is handed in one go; where it can share extents that is one call."""
+SEARCHED_PIECE = 32 * MIB
+"""The same where zeros are left out: several workers share the search."""
 WATCHED_PIECE = 16 * MIB
 """The same when somebody watches the progress."""
 MEMORY_PIECE = 2 * MIB
@@ -138,7 +140,8 @@ class CopyJob:
         self._zero_unit = (
             ZEROS_LEFT_OUT if plan.target_is_zero and plan.sparse is None and not plan.offload else 0
         )
-        self._step = KERNEL_PIECE if progress is None and not self._zero_unit else WATCHED_PIECE
+        unwatched = SEARCHED_PIECE if self._zero_unit else KERNEL_PIECE
+        self._step = unwatched if progress is None else WATCHED_PIECE
 
     async def run(self) -> None:
         """Copy everything; flush the target to be sure of it.
