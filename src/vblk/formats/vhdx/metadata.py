@@ -35,7 +35,7 @@ from vblk.units import is_power_of_two
 
 SIGNATURE = b"metadata"
 
-_TABLE = struct.Struct("<8sHH20s")
+TABLE_RECORD = struct.Struct("<8sHH20s")
 """
       0   8  "metadata"
       8   2  reserved
@@ -43,7 +43,7 @@ _TABLE = struct.Struct("<8sHH20s")
      12  20  reserved
 """
 
-_ENTRY = struct.Struct("<16sIIII")
+ENTRY_RECORD = struct.Struct("<16sIIII")
 """
       0  16  item id; unique together with bit 0 of the flags
      16   4  offset from the region's start, at least 64 KiB
@@ -124,7 +124,7 @@ def parse_table(data: bytes, region_offset: int, region_length: int) -> Metadata
             "the metadata region does not start with the signature 'metadata'",
             offset=region_offset,
         )
-    _, reserved, count, reserved_tail = _TABLE.unpack_from(data)
+    _, reserved, count, reserved_tail = TABLE_RECORD.unpack_from(data)
     if count > TABLE_ENTRIES_MAX:
         raise CorruptImage(
             Reason.LIMIT,
@@ -137,7 +137,7 @@ def parse_table(data: bytes, region_offset: int, region_length: int) -> Metadata
     items: dict[tuple[Guid, bool], MetadataItem] = {}
     for index in range(count):
         at = 32 + 32 * index
-        item_id, offset, length, flags, reserved = _ENTRY.unpack_from(data, at)
+        item_id, offset, length, flags, reserved = ENTRY_RECORD.unpack_from(data, at)
         item = MetadataItem(
             Guid(item_id),
             offset,
