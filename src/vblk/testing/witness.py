@@ -9,7 +9,7 @@ happened or not.
 """
 
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -87,6 +87,12 @@ class Witness:
         async with self._step() as step:
             self.expectation.flush(step)
             await self.disk.flush()
+
+    async def close(self, close: Callable[[], Awaitable[object]]) -> None:
+        """Let go of the disk by `close`, which is a flush to its user."""
+        async with self._step() as step:
+            self.expectation.flush(step)
+            await close()
 
     @asynccontextmanager
     async def _step(self, *, weak: bool = False, durable: bool = False) -> AsyncGenerator[Step, None]:
