@@ -28,6 +28,7 @@ from vblk.testing import (
     Content,
     CrashState,
     Explorer,
+    Operation,
     Recorder,
     Tally,
     Witness,
@@ -154,10 +155,17 @@ class Session:
     """A recorded run on an image that is open for writing; `disk` is how a workload uses it."""
 
     def __init__(
-        self, files: Mapping[str, Content], chain: Sequence[str], disk: Content, *, seed: int = 0
+        self,
+        files: Mapping[str, Content],
+        chain: Sequence[str],
+        disk: Content,
+        *,
+        seed: int | None = 0,
+        tolerant: bool = False,
     ) -> None:
-        """Start from `files`, which hold `disk` as seen through `chain`."""
+        """Start from `files`, which hold `disk` as seen through `chain`; see `Recorder` and `Witness`."""
         self.recorder = Recorder(seed=seed)
+        self._tolerant = tolerant
         for name, content in files.items():
             self.recorder.leaf(name, content)
         self.chain = tuple(chain)
@@ -173,7 +181,7 @@ class Session:
         if hasattr(self, "disk"):
             self.disk.disk = handle
         else:
-            self.disk = Witness(self.recorder, handle, self._initial)
+            self.disk = Witness(self.recorder, handle, self._initial, tolerant=self._tolerant)
 
     async def close(self) -> None:
         """Close the image: a flush to its user."""
@@ -234,7 +242,6 @@ class Judge:
     """Opens crash states of a session and compares them with what is allowed."""
 
     def __init__(self, session: Session, scratch: Path) -> None:
-        self._session = session
         self._chain = session.chain
         self._scratch = scratch
         self._expectation = session.disk.expectation
@@ -288,15 +295,24 @@ def run_qemu_img(*arguments: str | Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-async def explore(session: Session, scratch: Path, *, budget: Budget = BUDGET, seed: int = 0) -> None:
-    """Judge every state that a crash may leave of a session that was run.
+async def explore(
+    session: Session,
+    scratch: Path,
+    *,
+    budget: Budget = BUDGET,
+    seed: int = 0,
+    since: int = 0,
+    ignored: frozenset[Operation] = frozenset(),
+) -> None:
+    """Judge every state that a crash may leave of a session that was run; see `Explorer`.
 
     Raises:
         AssertionError: A state is wrong; its files are in `scratch`, and the text says which it is.
     """
-    explorer = Explorer(session.recorder, bound=budget.bound, samples=budget.samples, seed=seed)
+    explorer = Explorer(session.recorder, budget.bound, budget.samples, seed, ignored)
     judge = Judge(session, scratch)
-    for number, state in enumerate(explorer.states(session.disk.expectation.marks())):
+    states = explorer.states(session.disk.expectation.marks(), since=since)
+    for number, state in enumerate(states):
         try:
             await judge.judge(state, number)
         except (AssertionError, BlockError) as error:

@@ -217,19 +217,25 @@ class Explorer:
     At an instant with at most `bound` states all are given; with more, all with
     whole 4 KiB pages or at least all sets of whole operations if those are at
     most `bound`, and beside them `samples` drawn by lot from `seed`.
+
+    The flushes in `ignored` are taken to have done nothing: so it can be shown
+    that a flush is needed.
     """
 
     recorder: Recorder
     bound: int = 256
     samples: int = 16
     seed: int = 0
+    ignored: frozenset[Operation] = frozenset()
     tally: Tally = field(default_factory=Tally)
 
-    def states(self, marks: Sequence[int] = ()) -> Iterator[CrashState]:
+    def states(self, marks: Sequence[int] = (), *, since: int = 0) -> Iterator[CrashState]:
         """Yield crash states at every instant that can differ from the one before.
 
-        `marks` are instants at which the caller's demands grow: states are given
-        afresh there.
+        Args:
+            marks: Instants at which the caller's demands grow: states are given
+                afresh there.
+            since: The first instant that is of interest.
         """
         fronts = {name: _Front(leaf) for name, leaf in self.recorder.leaves.items()}
         seen: set[int] = set()
@@ -238,11 +244,11 @@ class Explorer:
             changed = at == 0 or at in demands
             if at:
                 event = self.recorder.events[at - 1]
-                if event.operation is not None:
+                if event.operation is not None and event.operation not in self.ignored:
                     changed |= _advance(fronts[event.operation.file], event.operation, event.ends)
             if at in demands:
                 seen.clear()
-            if changed:
+            if changed and at >= since:
                 yield from self._states_at(at, list(fronts.values()), seen)
 
     def _states_at(self, at: int, fronts: list[_Front], seen: set[int]) -> Iterator[CrashState]:

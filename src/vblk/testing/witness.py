@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+from vblk.errors import BlockError
 from vblk.testing.content import Content
 from vblk.testing.expectation import Expectation, Step
 from vblk.testing.recording import Recorder
@@ -47,11 +48,14 @@ def stamp(tag: int, offset: int, length: int) -> bytes:
 class Witness:
     """Makes requests to `disk`, each write with bytes of its own, and keeps the `expectation`.
 
-    `disk` may be replaced when the image is opened anew.
+    `disk` may be replaced when the image is opened anew. With `tolerant` set,
+    requests that fail with a `BlockError` are noted in `failures` and passed over.
     """
 
-    def __init__(self, recorder: Recorder, disk: Disk, initial: Content) -> None:
+    def __init__(self, recorder: Recorder, disk: Disk, initial: Content, *, tolerant: bool = False) -> None:
         self.recorder = recorder
+        self.tolerant = tolerant
+        self.failures: list[BlockError] = []
         self.disk = disk
         self.expectation = Expectation(initial)
         self._tag = 0
@@ -97,5 +101,11 @@ class Witness:
     @asynccontextmanager
     async def _step(self, *, weak: bool = False, durable: bool = False) -> AsyncGenerator[Step, None]:
         step = Step(self.recorder.note(), weak=weak, durable=durable)
-        yield step
-        step.ended = self.recorder.note()
+        try:
+            yield step
+        except BlockError as error:
+            if not self.tolerant:
+                raise
+            self.failures.append(error)
+        else:
+            step.ended = self.recorder.note()
