@@ -178,13 +178,14 @@ class RecordingLeaf(Leaf):
         self.initial = content.copy() if recorder.recording else content
         self.content = content
         self.changes: dict[Operation, Changes] = {}
+        self._size = content.length
         self._ever: set[int] = set()
         self._uncovered: list[Operation] = []
 
     @property
     def size(self) -> int:
-        """The length in bytes."""
-        return self.content.length
+        """The length in bytes, as the operations left it that have ended."""
+        return self._size
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read bytes, unless the recorder wants it to take longer."""
@@ -254,6 +255,7 @@ class RecordingLeaf(Leaf):
         operation = self.recorder.begin(self.name, action, offset, length)
         fault = self.recorder.fault_of(operation)
         kept = length if fault is None else fault.kept
+        end = 0 if action is Action.DISCARD else offset + length
         if fault is None or kept:
             changes = apply(kept)
             if self.recorder.recording:
@@ -263,6 +265,7 @@ class RecordingLeaf(Leaf):
         if fault is not None:
             raise fault.error
         self.recorder.end(operation)
+        self._size = length if action is Action.RESIZE else max(self._size, end)
 
     def _store(self, offset: int, data: memoryview) -> Changes:
         self.content.write(offset, data)
