@@ -1,7 +1,8 @@
 """Who owns which MiB of the file.
 
 Owns: the table in which `check` finds two blocks that share a place, and a writer
-the space that is free. One byte a MiB, allocated where the file is used: 16 bytes of memory for 16 MiB of blocks.
+the space that is free. One byte a MiB, allocated where the file is used: 16 bytes
+of memory for 16 MiB of blocks.
 """
 
 import enum
