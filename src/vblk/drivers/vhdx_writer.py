@@ -30,8 +30,9 @@ from vblk.formats.vhdx.check import survey_image
 from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.header import Header
 from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Plan
+from vblk.formats.vhdx.planner import Answer
 from vblk.formats.vhdx.space import Space
-from vblk.formats.vhdx.writing import Answer, BlockWriter
+from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.node import Buffer, Preallocation, Span
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.range_lock import RangeGuard, RangeLock
@@ -140,6 +141,7 @@ class VhdxWriter:
     @asynccontextmanager
     async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
         """Make room for a range and yield where its bytes go; see `Node.place`."""
+
         def make(blocks: BlockWriter) -> Answer:
             return blocks.plan_write(offset, length)
 
