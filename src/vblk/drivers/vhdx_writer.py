@@ -24,19 +24,19 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from vblk.codec.guid import Guid
 from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_session import Level, Session
-from vblk.errors import BlockError, CorruptImage, Reason, Unsupported
+from vblk.errors import BlockError, CorruptImage, OutOfRange, Reason
 from vblk.extent import Missing
 from vblk.formats.vhdx.check import survey_image
 from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.header import Header
 from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Plan
 from vblk.formats.vhdx.planner import Answer
-from vblk.formats.vhdx.space import Space
+from vblk.formats.vhdx.space import Place, Space
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.node import Buffer, Preallocation, Span
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.range_lock import RangeGuard, RangeLock
-from vblk.units import MIB, align_down, align_up
+from vblk.units import MIB, OFFSET_MAX, align_down, align_up
 
 BLOCKS_AT_ONCE = 256
 """The most blocks that one plan covers."""
@@ -58,7 +58,7 @@ class VhdxWriter:
     """
 
     def __init__(self, node: VhdxNode, data_write_guid: Guid | None = None) -> None:
-        self._node = node
+        self.node = node
         self._file = node.file
         self._edits = EditedPages(node.pages)
         self._session = Session(
@@ -109,7 +109,7 @@ class VhdxWriter:
         if self._session.level is not Level.DATA:
             return False
         self._session.check_healthy()
-        file_offset = self._node.locate(offset, len(view))
+        file_offset = self.node.locate(offset, len(view))
         if file_offset is None:
             return False
         guard = self._gates.try_shared(offset, len(view))
@@ -171,7 +171,11 @@ class VhdxWriter:
 
     async def resize(self, size: int, preallocation: Preallocation) -> None:
         """Change the virtual size; see `Node.resize`."""
-        raise Unsupported("the size of a VHDX image cannot be changed", filename=self._node.filename)
+        from vblk.drivers.vhdx_resize import resize
+
+        blocks = await self._prepared()
+        async with self._gates.exclusive(0, OFFSET_MAX):
+            await resize(self, blocks, size, preallocation)
 
     async def flush(self) -> None:
         """Make everything durable that has returned."""
@@ -203,14 +207,14 @@ class VhdxWriter:
         if end < self._file.size:
             await self._file.resize(end)
             await self._file.flush()
-            self._node.adopt(self._node.image.changed(file_size=end))
+            self.node.adopt(self.node.image.changed(file_size=end))
         self._blocks = None
 
     # Plans
 
     def _pieces(self, offset: int, length: int) -> Generator[tuple[int, int]]:
         """Divide a guest range into what one plan takes."""
-        block_size = self._node.image.block_size
+        block_size = self.node.image.block_size
         step = max(block_size, min(BYTES_AT_ONCE, BLOCKS_AT_ONCE * block_size))
         end = offset + length
         while offset < end:
@@ -235,21 +239,27 @@ class VhdxWriter:
             if plan.changes_nothing:
                 yield plan
                 return
-            async with self._carried_out(blocks, plan):
-                await self._fill(plan, unmap=unmap and not blocks.fixed, no_fallback=no_fallback)
+            async with self.carried_out(blocks, plan):
+                await self.fill(plan, unmap=unmap and not blocks.fixed, no_fallback=no_fallback)
                 yield plan
         finally:
             guard.release()
 
     @asynccontextmanager
-    async def _carried_out(self, blocks: BlockWriter, plan: Plan) -> AsyncGenerator[None, None]:
-        """Open the way for a plan, and commit it when the block ends well."""
+    async def carried_out(
+        self, blocks: BlockWriter, plan: Plan, *, more_pages: int = 0
+    ) -> AsyncGenerator[None, None]:
+        """Open the way for a plan, and commit it when the block ends well.
+
+        `more_pages` are what the block itself may edit at its end, at once.
+        """
         reserved = 0
         touched = False
         try:
-            while not self._edits.try_reserve(len(plan.pages)):
+            wanted = len(plan.pages) + more_pages
+            while not self._edits.try_reserve(wanted):
                 await self._session.flush()
-            reserved = len(plan.pages)
+            reserved = wanted
             await self._session.begin(Level.DATA)
             touched = True
             yield
@@ -273,7 +283,8 @@ class VhdxWriter:
             guard = self._gates.exclusive(start, span) if exclusive else self._gates.shared(start, span)
             await guard.acquire()
             try:
-                plan = await self._answered(blocks, make)
+                self._check_range(offset, length)
+                plan = await self.answered(blocks, make)
             except BaseException:
                 guard.release()
                 raise
@@ -283,7 +294,16 @@ class VhdxWriter:
             guard.release()
             exclusive = True
 
-    async def _answered(self, blocks: BlockWriter, make: Callable[[BlockWriter], Answer]) -> Plan:
+    def _check_range(self, offset: int, length: int) -> None:
+        """Refuse what a resize has cut off while it was waited for."""
+        if offset + length > self.node.size:
+            raise OutOfRange(
+                f"range of {length} bytes at {offset} does not lie within the disk any more",
+                filename=self.node.filename,
+                length=length,
+            )
+
+    async def answered(self, blocks: BlockWriter, make: Callable[[BlockWriter], Answer]) -> Plan:
         """Ask for a plan until nothing that it needs is missing."""
         with ExitStack() as pins:
             while True:
@@ -291,15 +311,16 @@ class VhdxWriter:
                 if isinstance(answer, Plan):
                     return answer
                 if isinstance(answer, Missing):
-                    await self._node.load(answer, pins)
+                    await self.node.load(answer, pins)
                 elif isinstance(answer, NeedsRoom):
                     await self._extend(blocks, answer)
                 else:
                     await self._make_bitmap(blocks, answer)
 
-    async def _fill(self, plan: Plan, *, unmap: bool, no_fallback: bool) -> None:
+    async def fill(self, plan: Plan, *, unmap: bool = False, no_fallback: bool = False) -> None:
+        """Do a plan's copies and zeros."""
         for piece in plan.copies:
-            data = await self._node.read(piece.guest_offset, piece.length)
+            data = await self.node.read(piece.guest_offset, piece.length)
             await self._file.write(piece.file_offset, data)
         for file_offset, length in _joined(plan.zeros):
             await self._file.write_zeroes(file_offset, length, unmap=unmap, no_fallback=no_fallback)
@@ -307,9 +328,9 @@ class VhdxWriter:
     async def _make_bitmap(self, blocks: BlockWriter, need: NeedsBitmap) -> None:
         """Give a chunk its sector bitmap: a change of its own, sound without what asked for it."""
         async with self._making_bitmap:
-            plan = await self._answered(blocks, lambda blocks: blocks.plan_bitmap(need.chunk))
-            async with self._carried_out(blocks, plan):
-                await self._fill(plan, unmap=False, no_fallback=False)
+            plan = await self.answered(blocks, lambda blocks: blocks.plan_bitmap(need.chunk))
+            async with self.carried_out(blocks, plan):
+                await self.fill(plan)
 
     # Space
 
@@ -323,7 +344,7 @@ class VhdxWriter:
         return self._blocks
 
     async def _survey(self) -> BlockWriter:
-        node = self._node
+        node = self.node
         survey = await survey_image(node.image, node.read_metadata)
         if survey.report.read_only_reasons:
             raise CorruptImage(
@@ -352,9 +373,7 @@ class VhdxWriter:
         await self._session.begin(Level.DATA)
         space = blocks.space
         async with self._extending:
-            place = space.try_take(need.length)
-            if place is not None:
-                space.put_back(place)
+            if space.file_size != need.file_size:
                 return
             length = space.extension(need.length)
             try:
@@ -362,9 +381,36 @@ class VhdxWriter:
             except BlockError:
                 length = align_up(space.file_size + need.length, MIB)
                 await self._file.resize(length)
-            space.extended(length)
-            self._node.adopt(self._node.image.changed(file_size=length))
-            blocks.placement = self._node.image.placement
+            self._extended(blocks, length)
+
+    async def extend_by(self, blocks: BlockWriter, length: int, preallocation: Preallocation) -> None:
+        """Make the file longer by `length` bytes."""
+        await self._session.begin(Level.DATA)
+        async with self._extending:
+            length = align_up(blocks.space.file_size + length, MIB)
+            await self._file.resize(length, preallocation=preallocation)
+            self._extended(blocks, length)
+
+    def _extended(self, blocks: BlockWriter, length: int) -> None:
+        blocks.space.extended(length)
+        self.node.adopt(self.node.image.changed(file_size=length))
+        blocks.placement = self.node.image.placement
+
+    def follow(self, blocks: BlockWriter) -> None:
+        """Let the planner see the image as the node shows it."""
+        blocks.geometry = self.node.image.geometry
+        blocks.placement = self.node.image.placement
+
+    async def taken(self, blocks: BlockWriter, length: int) -> Place:
+        """Take free space, making the file longer where there is none."""
+        while (place := blocks.space.try_take(length)) is None:
+            await self._extend(blocks, NeedsRoom(length, blocks.space.file_size))
+        return place
+
+    @property
+    def parent_size(self) -> int:
+        """Bytes of the parent's disk, 0 without one."""
+        return 0 if self.node.backing is None else self.node.backing.size
 
     def _released(self, ranges: list[Range]) -> None:
         """Take space that nothing names any more, durably."""
@@ -384,13 +430,13 @@ class VhdxWriter:
                     for file_offset, length in _joined(ranges):
                         await self._file.discard(file_offset, length)
                 except BlockError as error:
-                    self._node.warnings.append(f"space could not be given back to the host: {error}")
+                    self.node.warnings.append(f"space could not be given back to the host: {error}")
                 space.defer(ranges)
         finally:
             self._punching = None
 
     def _header_changed(self, header: Header) -> None:
-        self._node.adopt(self._node.image.changed(header=header))
+        self.node.adopt(self.node.image.changed(header=header))
 
 
 def _zero_plan(start: int, count: int, unmap: bool) -> Callable[[BlockWriter], Answer]:

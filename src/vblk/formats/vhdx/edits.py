@@ -30,6 +30,10 @@ class PageStore(Protocol):
         """Keep or replace the page."""
         ...
 
+    def drop(self, offset: int, /) -> None:
+        """Forget the page."""
+        ...
+
     def pin(self, offset: int, /) -> None:
         """Keep the page in memory until `unpin`."""
         ...

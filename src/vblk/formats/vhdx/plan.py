@@ -94,9 +94,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class NeedsRoom:
-    """The file must be extended so that a range of `length` bytes can be taken."""
+    """The file, `file_size` bytes long, must be extended so that a range of `length` bytes can be taken."""
 
     length: int
+    file_size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Planner:
         self._plan = Plan()
         self._missing = RangeSet()
 
-    def run(self, visit: "Callable[[Planner, int, int, int], None]") -> Answer:
+    def run(self, visit: Callable[[int, int, int], None]) -> Answer:
         """Visit every block of the range with what of it is in the range."""
         geometry = self._geometry
         shift = geometry.block_shift
@@ -93,7 +93,7 @@ class Planner:
             self._require_bat(self._start >> shift, (self._end - 1) >> shift)
             for block in range(self._start >> shift, ((self._end - 1) >> shift) + 1):
                 start = block << shift
-                visit(self, block, max(start, self._start), min(start + geometry.block_size, self._end))
+                visit(block, max(start, self._start), min(start + geometry.block_size, self._end))
             self._require_nothing_missing()
         except _Incomplete as incomplete:
             self._writer.abort(self._plan, touched=False)
@@ -163,6 +163,8 @@ class Planner:
         if not place.fresh:
             self._plan.zeros.append((place.file_offset, place.length))
             self._plan.barrier = True
+        for at in range(place.file_offset, place.file_offset + place.length, PAGE_SIZE):
+            self._writer.edits.store.drop(at)  # what stood here once is not this bitmap
         self._put(index, place.file_offset | BITMAP_PRESENT)
 
     def _is_whole(self, block: int, low: int, high: int) -> bool:
@@ -223,7 +225,7 @@ class Planner:
         place = self._writer.space.try_take(size)
         if place is None:
             self._require_nothing_missing()
-            raise _Incomplete(NeedsRoom(size))
+            raise _Incomplete(NeedsRoom(size, self._writer.space.file_size))
         self._plan.places.append(place)
         return place
 

@@ -72,24 +72,27 @@ class BlockWriter:
         Raises:
             CorruptImage: A block of the range is damaged.
         """
-        return Planner(self, guest_offset, guest_offset + length).run(Planner.write_block)
+        planner = Planner(self, guest_offset, guest_offset + length)
+        return planner.run(planner.write_block)
 
     def plan_zero(self, guest_offset: int, length: int, *, unmap: bool) -> Answer:
         """Plan to make a range read as zeros; with `unmap` whole blocks lose their space."""
         planner = Planner(self, guest_offset, guest_offset + length)
-        return planner.run(Planner.unmap_block if unmap and not self.fixed else Planner.zero_block)
+        return planner.run(planner.unmap_block if unmap and not self.fixed else planner.zero_block)
 
     def plan_discard(self, guest_offset: int, length: int) -> Answer:
         """Plan to forget a range: whole blocks read as zeros and lose their space, others may stay."""
         if self.fixed:
             return Plan()
-        return Planner(self, guest_offset, guest_offset + length).run(Planner.discard_block)
+        planner = Planner(self, guest_offset, guest_offset + length)
+        return planner.run(planner.discard_block)
 
     def plan_bitmap(self, chunk: int) -> Answer:
         """Plan the sector bitmap of a chunk, all bits clear."""
         block = chunk << self.geometry.chunk_shift
         start = block << self.geometry.block_shift
-        return Planner(self, start, start + 1).run(Planner.make_bitmap)
+        planner = Planner(self, start, start + 1)
+        return planner.run(planner.make_bitmap)
 
     def needs_gate(self, guest_offset: int) -> bool:
         """Guess whether a write at `guest_offset` will need its block for itself."""
