@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from tests.support.toy_journal import PAGE, PER_PAGE, Defect, ToyStore, Unopenable
-from vblk.testing import Content, Explorer, Recorder, Violation, Witness
+from vblk.testing import Content, Effort, Explorer, Recorder, Violation, Witness
 
 
 async def workload(witness: Witness, seed: int) -> None:
@@ -30,7 +30,7 @@ async def explore(defect: Defect, seed: int, *, bound: int = 512, samples: int =
     store = ToyStore(recorder.leaf("toy"), defect)
     witness = Witness(recorder, store, Content(store.size))
     await workload(witness, seed)
-    explorer = Explorer(recorder, bound=bound, samples=samples, seed=seed)
+    explorer = Explorer(recorder, Effort(bound, samples), seed)
     for state in explorer.states(witness.expectation.marks()):
         file = Recorder(recording=False).leaf("toy", state.files["toy"])
         opened = await ToyStore.open(file)

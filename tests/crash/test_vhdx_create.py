@@ -9,7 +9,7 @@ from vblk.drivers.vhdx_create import create_image
 from vblk.errors import ImageError
 from vblk.formats.vhdx.create import NewVhdx
 from vblk.graph.registry import Graph
-from vblk.testing import CrashState, Explorer, Recorder
+from vblk.testing import CrashState, Effort, Explorer, Recorder
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -41,7 +41,7 @@ def test_a_crash_while_creating(name: str, over_another: bool) -> None:
         recorder = Recorder(seed=1)
         leaf = recorder.leaf("new", await fresh(OTHER) if over_another else None)
         await create_image(leaf, IMAGES[name])
-        explorer = Explorer(recorder, bound=4096 if NIGHTLY else 256, samples=400 if NIGHTLY else 20)
+        explorer = Explorer(recorder, Effort(bound=4096, samples=400) if NIGHTLY else Effort())
         outcomes: set[int | None] = set()
         created: set[int | None] = set()
         for state in explorer.states([recorder.now]):

@@ -9,9 +9,11 @@ log, every sector is one that is allowed; and when opening it for writing
 replays the log, leaves the same disk, a clean check and no log behind.
 """
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -27,6 +29,7 @@ from vblk.options import NodeOptions, NodeReference
 from vblk.testing import (
     Content,
     CrashState,
+    Effort,
     Explorer,
     Operation,
     Recorder,
@@ -42,18 +45,19 @@ NIGHTLY = os.environ.get("VBLK_CRASH") == "nightly"
 SEED = int(os.environ.get("VBLK_CRASH_SEED", "0"))
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much of a run is explored: see `Explorer`; `seeds` runs of every workload."""
+_SMALL = Effort(bound=6, samples=2, corners=2, instants=40)
+_LARGE = Effort(bound=256, samples=24, corners=48)
+EFFORT = _LARGE if NIGHTLY else _SMALL
+"""How much of each run is explored."""
 
-    bound: int
-    samples: int
-    seeds: int
+SEEDS = range(SEED, SEED + (4 if NIGHTLY else 1))
+"""The runs of each workload."""
 
+AGAIN = Effort(bound=64, samples=4, corners=8) if NIGHTLY else Effort(bound=4, samples=1, corners=1)
+"""How much of a recovery is explored that crashes itself."""
 
 CRASH_AGAIN_EVERY = 61
 OTHERS_EVERY = 397
-BUDGET = Budget(bound=256, samples=24, seeds=6) if NIGHTLY else Budget(bound=10, samples=3, seeds=1)
 
 
 @dataclass(slots=True)
@@ -173,21 +177,48 @@ class Session:
         self._initial = disk
         self._graph: Graph | None = None
         self.disk: Witness
+        self.sector_size = 0
 
     async def open(self) -> None:
         """Open the image for writing."""
-        self._graph = Graph()
-        handle = await open_chain(self._graph, self.recorder, self.chain, read_only=False)
+        graph = Graph()
+        try:
+            handle = await open_chain(graph, self.recorder, self.chain, read_only=False)
+        except BlockError:
+            await graph.close()
+            raise
+        self._graph = graph
+        assert isinstance(handle.node, VhdxNode)
+        self.sector_size = handle.node.image.logical_sector_size
         if hasattr(self, "disk"):
             self.disk.disk = handle
         else:
             self.disk = Witness(self.recorder, handle, self._initial, tolerant=self._tolerant)
 
     async def close(self) -> None:
-        """Close the image: a flush to its user."""
-        assert self._graph is not None
+        """Close the image, if it is open: a flush to its user.
+
+        What was not durable when that fails is nobody's promise any more.
+        """
+        if self._graph is None:
+            return
         graph, self._graph = self._graph, None
+        failures = len(self.disk.failures)
         await self.disk.close(graph.close)
+        if len(self.disk.failures) > failures:
+            self.disk.expectation.forsake(self.recorder.now)
+
+    async def kill(self, task: "asyncio.Task[None]") -> None:
+        """Let the process die that uses the image by `task`; what it wrote is still with the kernel."""
+        self.recorder.dead = True
+        with suppress(BlockError):
+            await task
+        if self._graph is not None:
+            with suppress(BlockError):
+                await self._graph.close()
+        self._graph = None
+        self.recorder.dead = False
+        self.disk.expectation.forsake(self.recorder.now)
 
     async def reopen(self) -> None:
         """Close the image and open it again."""
@@ -243,6 +274,7 @@ class Judge:
 
     def __init__(self, session: Session, scratch: Path) -> None:
         self._chain = session.chain
+        self._suits_qemu = len(session.chain) == 1 and session.sector_size == 512
         self._scratch = scratch
         self._expectation = session.disk.expectation
         self._allowed_at = -1
@@ -263,7 +295,7 @@ class Judge:
         assert await see(images(files), self._chain, clean=True) == after
         if number % CRASH_AGAIN_EVERY == 0:
             await self._crash_again(state, seen)
-        if number % OTHERS_EVERY == 0 and len(self._chain) == 1:
+        if number % OTHERS_EVERY == 0 and self._suits_qemu and after.size <= 64 * MIB:
             await self._ask_qemu(files[self._chain[0]], after)
 
     def _compare(self, seen: Seen) -> None:
@@ -273,7 +305,7 @@ class Judge:
         """Crash the recovery itself everywhere: what is left must still be the same disk."""
         recorder = images(state.files, recording=True)
         assert await recover(recorder, self._chain) == seen
-        for again in Explorer(recorder, bound=BUDGET.bound // 4, samples=2, seed=state.at).states():
+        for again in Explorer(recorder, AGAIN, seed=state.at).states():
             assert await see(images(again.files), self._chain, clean=False) == seen
             assert await recover(images(again.files), self._chain) == seen
             COUNT.crashed_again += 1
@@ -299,9 +331,10 @@ async def explore(
     session: Session,
     scratch: Path,
     *,
-    budget: Budget = BUDGET,
+    effort: Effort = EFFORT,
     seed: int = 0,
     since: int = 0,
+    until: int | None = None,
     ignored: frozenset[Operation] = frozenset(),
 ) -> None:
     """Judge every state that a crash may leave of a session that was run; see `Explorer`.
@@ -309,9 +342,9 @@ async def explore(
     Raises:
         AssertionError: A state is wrong; its files are in `scratch`, and the text says which it is.
     """
-    explorer = Explorer(session.recorder, budget.bound, budget.samples, seed, ignored)
+    explorer = Explorer(session.recorder, effort, seed, ignored)
     judge = Judge(session, scratch)
-    states = explorer.states(session.disk.expectation.marks(), since=since)
+    states = explorer.states(session.disk.expectation.marks(), since=since, until=until)
     for number, state in enumerate(states):
         try:
             await judge.judge(state, number)
@@ -326,7 +359,7 @@ async def explore(
     COUNT.add(explorer.tally)
 
 
-def history(recorder: Recorder, at: int, last: int = 60) -> str:
+def history(recorder: Recorder, at: int, last: int = 150) -> str:
     """Return the events before a crash, the latest last."""
     lines = [
         f"{number} {'ended' if event.ends else 'began'} {event.operation or 'something outside'}"

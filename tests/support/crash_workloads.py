@@ -171,6 +171,40 @@ async def cancelled(session: Session) -> None:
             await disk.flush()
 
 
+async def killed(session: Session) -> None:
+    """Kill the process that writes, again and again; the next finds what the kernel kept, durable or not."""
+    for _ in range(8):
+        task = asyncio.ensure_future(_some_writes(session))
+        for _ in range(session.lot.randrange(1, 200)):
+            await asyncio.sleep(0)
+        await session.kill(task)
+        await session.open()
+
+
+async def killed_while_closing(session: Session) -> None:
+    """Kill a process that ends a session in which it had nothing to log; the next begins one."""
+    for turns in range(16):
+        await session.disk.write(0, 512)
+        task = asyncio.ensure_future(session.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await session.kill(task)
+        await session.open()
+
+
+async def _some_writes(session: Session) -> None:
+    disk, lot = session.disk, session.lot
+    if lot.random() < 0.5:  # a session that may well have nothing to log
+        await disk.write(0, 4 * KIB)
+        await session.close()
+        return
+    for _ in range(3):
+        await disk.write(lot.randrange(8) * BLOCK + 8 * KIB, 4 * KIB)
+        await disk.write_zeroes(lot.randrange(8) * BLOCK, BLOCK, unmap=True)
+        await disk.flush()
+    await session.close()
+
+
 async def reopened(session: Session) -> None:
     """Change the image in several sessions, one of which changes nothing."""
     disk = session.disk
@@ -258,6 +292,7 @@ WORKLOADS: dict[str, Callable[[Session], Awaitable[None]]] = {
         reuse,
         trim_and_rewrite,
         cancelled,
+        killed,
         reopened,
         busy,
     )

@@ -4,7 +4,7 @@ Owns: the one coroutine that makes metadata durable, and when the headers change
 It moves no payload and plans nothing: it is told which pages were edited.
 
 Ordering rules, each step durable before the next:
-- The first change of the file: the log is parked; the header gets a new file
+- The first change of the file: a flush; the log is parked; the header gets a new file
   write GUID, the log's GUID and, if a guest can see the change, a new data write
   GUID, in both copies, one after the other. Only then anything else changes.
 - A flush: payload, if the batch has a barrier; the log entry, and with it all
@@ -134,6 +134,9 @@ class Session:
                 return
             header = self.header
             if self.level is Level.NONE:
+                # What the file was opened by may be what a killed process wrote last. Before
+                # the log is overwritten that an older header still names, it must be durable.
+                await self._poisoning(self._sync())
                 self._journal = self._new_journal()
                 await self._park()
                 header = replace(

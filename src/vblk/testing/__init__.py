@@ -6,7 +6,7 @@ may hold, `Expectation` judges.
 """
 
 from vblk.testing.content import Content
-from vblk.testing.crash import CrashState, Explorer, Tally
+from vblk.testing.crash import CrashState, Effort, Explorer, Tally
 from vblk.testing.expectation import Expectation, Violation
 from vblk.testing.recording import Action, Fault, Operation, Recorder, RecordingLeaf
 from vblk.testing.witness import Witness
@@ -15,6 +15,7 @@ __all__ = [
     "Action",
     "Content",
     "CrashState",
+    "Effort",
     "Expectation",
     "Explorer",
     "Fault",

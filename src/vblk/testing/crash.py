@@ -21,13 +21,10 @@ from itertools import product
 from math import prod
 
 from vblk.testing.content import SECTOR, SECTORS_PER_PAGE, ZERO_SECTOR, Content
-from vblk.testing.recording import Action, Operation, Recorder, RecordingLeaf, SectorChange
+from vblk.testing.recording import Action, Event, Operation, Recorder, RecordingLeaf, SectorChange, is_covered
 
 Patch = tuple[tuple[int, bytes], ...]
 """Sectors by number, and what they hold."""
-
-CORNER_OPERATIONS_MAX = 48
-"""With more operations under way than this, those to lose or keep alone are drawn by lot."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,7 +166,7 @@ class _Front:
         if count:
             self.base.length = self.lengths[count - 1][1]
             del self.lengths[:count]
-        self.operations = [each for each in self.operations if not _is_covered(each, flush)]
+        self.operations = [each for each in self.operations if not is_covered(each, flush)]
 
     def sides(self) -> list[_Side]:
         """Return the lengths that the file may have, the newest last."""
@@ -182,14 +179,10 @@ class _Front:
         return 0 if data == ZERO_SECTOR else hash((self.leaf.name, sector, data))
 
 
-def _is_covered(operation: Operation, flush: Operation) -> bool:
-    return operation.ended is not None and operation.ended < flush.began
-
-
 def _covered(operations: Sequence[Operation], flush: Operation) -> int:
     """Count the operations up to the last one that a flush covers."""
     for count in range(len(operations), 0, -1):
-        if _is_covered(operations[count - 1], flush):
+        if is_covered(operations[count - 1], flush):
             return count
     return 0
 
@@ -210,46 +203,72 @@ class Tally:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of a run is explored.
+
+    At an instant with at most `bound` states all are given. With more, all with
+    whole 4 KiB pages, or else all sets of whole operations, if those are at most
+    `bound`, or else what comes of losing, keeping and tearing `corners` of the
+    operations alone; and `samples` drawn by lot. Of more than `instants` those
+    to look at are drawn by lot, too.
+    """
+
+    bound: int = 256
+    samples: int = 16
+    corners: int = 48
+    instants: int = 1 << 30
+
+
 @dataclass(slots=True)
 class Explorer:
     """Enumerates the crash states of a recorded run.
-
-    At an instant with at most `bound` states all are given; with more, all with
-    whole 4 KiB pages or at least all sets of whole operations if those are at
-    most `bound`, and beside them `samples` drawn by lot from `seed`.
 
     The flushes in `ignored` are taken to have done nothing: so it can be shown
     that a flush is needed.
     """
 
     recorder: Recorder
-    bound: int = 256
-    samples: int = 16
+    effort: Effort = Effort()
     seed: int = 0
     ignored: frozenset[Operation] = frozenset()
     tally: Tally = field(default_factory=Tally)
 
-    def states(self, marks: Sequence[int] = (), *, since: int = 0) -> Iterator[CrashState]:
+    def states(
+        self, marks: Sequence[int] = (), *, since: int = 0, until: int | None = None
+    ) -> Iterator[CrashState]:
         """Yield crash states at every instant that can differ from the one before.
 
         Args:
             marks: Instants at which the caller's demands grow: states are given
                 afresh there.
             since: The first instant that is of interest.
+            until: The last.
         """
         fronts = {name: _Front(leaf) for name, leaf in self.recorder.leaves.items()}
         seen: set[int] = set()
         demands = set(marks)
-        for at in range(len(self.recorder.events) + 1):
-            changed = at == 0 or at in demands
-            if at:
-                event = self.recorder.events[at - 1]
-                if event.operation is not None and event.operation not in self.ignored:
-                    changed |= _advance(fronts[event.operation.file], event.operation, event.ends)
+        last = self.recorder.now if until is None else min(until, self.recorder.now)
+        chosen = self._choose_instants(demands, since, last)
+        for at in range(last + 1):
+            event = self.recorder.events[at - 1] if at else Event()
+            if event.operation is not None and event.operation not in self.ignored:
+                _advance(fronts[event.operation.file], event.operation, event.ends)
             if at in demands:
                 seen.clear()
-            if changed and at >= since:
+            if at in chosen:
                 yield from self._states_at(at, list(fronts.values()), seen)
+
+    def _choose_instants(self, demands: set[int], since: int, last: int) -> set[int]:
+        """Return the instants to look at: what can be there, or what must be, is not as before."""
+        instants = [
+            at
+            for at in range(since, last + 1)
+            if at in (0, since) or at in demands or _matters(self.recorder.events[at - 1])
+        ]
+        if len(instants) > self.effort.instants:
+            instants = random.Random(self.seed).sample(instants, self.effort.instants)
+        return set(instants)
 
     def _states_at(self, at: int, fronts: list[_Front], seen: set[int]) -> Iterator[CrashState]:
         sides = [list(each) for each in product(*(front.sides() for front in fronts))]
@@ -274,7 +293,7 @@ class Explorer:
         lot = random.Random(f"{self.seed}/{at}")
         for name, units_of in (("sectors", _Side.by_sector), ("pages", _Side.by_page)):
             units = [[units_of(side) for side in each] for each in sides]
-            if sum(prod(len(unit) for file in each for unit in file) for each in units) <= self.bound:
+            if sum(prod(len(unit) for file in each for unit in file) for each in units) <= self.effort.bound:
                 for each, of_files in zip(sides, units, strict=True):
                     yield from _all_of(name, each, of_files)
                 if name == "sectors":
@@ -283,7 +302,7 @@ class Explorer:
                 break
         else:
             operations = [operation for front in fronts for operation in front.operations]
-            yield from _corners(operations, sides, lot, self.bound)
+            yield from _corners(operations, sides, lot, self.effort)
         self.tally.sampled += 1
         yield from self._drawn(fronts, sides, lot)
 
@@ -291,7 +310,7 @@ class Explorer:
         self, fronts: list[_Front], sides: list[list[_Side]], lot: random.Random
     ) -> Iterator[tuple[str, list[tuple[_Side, Patch]]]]:
         operations = [operation for front in fronts for operation in front.operations]
-        for number in range(self.samples):
+        for number in range(self.effort.samples):
             chosen = sides[-1] if lot.random() < 0.5 else lot.choice(sides)
             bias = lot.choice((0.03, 0.2, 0.5, 0.8, 0.97))
             if number % 3 == 0:
@@ -310,15 +329,20 @@ def _pick(lot: random.Random, bias: float, unit: list[Patch]) -> Patch:
     return unit[-1] if lot.random() < bias else lot.choice(unit)
 
 
-def _advance(front: _Front, operation: Operation, ends: bool) -> bool:
-    """Take an event in; tell whether the possible states are others now."""
+def _matters(event: Event) -> bool:
+    """Tell whether the possible states after an event are others than before."""
+    if event.operation is None:
+        return False
+    return event.ends == (event.operation.action is Action.FLUSH)
+
+
+def _advance(front: _Front, operation: Operation, ends: bool) -> None:
+    """Take in that an operation began or ended."""
     if operation.action is Action.FLUSH:
         if ends:
             front.flushed(operation)
-        return ends
-    if not ends:
+    elif not ends:
         front.begin(operation)
-    return not ends
 
 
 def _all_of(
@@ -335,11 +359,11 @@ def _all_of(
 
 
 def _corners(
-    operations: list[Operation], sides: list[list[_Side]], lot: random.Random, bound: int
+    operations: list[Operation], sides: list[list[_Side]], lot: random.Random, effort: Effort
 ) -> Iterator[tuple[str, list[tuple[_Side, Patch]]]]:
     """Yield all sets of operations if few; else none, all, each alone, missing or torn."""
     chosen = sides[-1]
-    if len(sides) << len(operations) <= bound:
+    if len(sides) << len(operations) <= effort.bound:
         for each in sides:
             for bits in range(1 << len(operations)):
                 kept = {operation for number, operation in enumerate(operations) if bits >> number & 1}
@@ -350,8 +374,8 @@ def _corners(
             yield "nothing", [(side, side.keeping(set())) for side in each]
             yield "everything", [(side, side.keeping(everything)) for side in each]
         few = operations
-        if len(few) > CORNER_OPERATIONS_MAX:
-            few = sorted(lot.sample(few, CORNER_OPERATIONS_MAX), key=lambda operation: operation.began)
+        if len(few) > effort.corners:
+            few = sorted(lot.sample(few, effort.corners), key=lambda operation: operation.began)
         for operation in few:
             yield f"all but {operation}", [(side, side.keeping(everything - {operation})) for side in chosen]
             yield f"only {operation}", [(side, side.keeping({operation})) for side in chosen]

@@ -102,6 +102,14 @@ class Expectation:
         """Note a flush."""
         self._flushes.append(step)
 
+    def forsake(self, at: int) -> None:
+        """Note that the user was let down: what is not durable at `at` may never become so."""
+        flushed = self._last_flush(at)
+        steps = {value.step for values in self._values.values() for value in values}
+        for step in steps | {each.step for each in self._sizes}:
+            if not _covered(step, at, flushed):
+                step.ended = None
+
     def marks(self) -> list[int]:
         """Return the instants from which on more is demanded than before."""
         steps = [*self._flushes, *self._durable]
@@ -109,7 +117,7 @@ class Expectation:
 
     def allowed(self, at: int) -> Allowed:
         """Return what the disk may hold after a crash when `at` events had happened."""
-        flushed = max((step.began for step in self._flushes if _ended(step, at)), default=-1)
+        flushed = self._last_flush(at)
         sizes = _allowed(self._sizes, at, flushed)
         sectors = {
             number: {each.data for each in _allowed(values, at, flushed)}
@@ -150,6 +158,9 @@ class Expectation:
                     f"sector {number} (offset {number * SECTOR:#x}) holds {_show(data)}; "
                     f"allowed are {', '.join(sorted(_show(each) for each in values))}"
                 )
+
+    def _last_flush(self, at: int) -> int:
+        return max((step.began for step in self._flushes if _ended(step, at)), default=-1)
 
     def _changed(self, step: Step, sectors: Iterable[int]) -> None:
         if step.durable and step not in self._durable:

@@ -10,12 +10,13 @@ when it ended before the flush began.
 
 import asyncio
 import enum
+import errno
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vblk.errors import BlockError, OutOfRange, Unsupported
+from vblk.errors import BlockError, OutOfRange, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span, coalesce
 from vblk.testing.content import PAGE, SECTOR, Content
@@ -37,9 +38,9 @@ class Operation:
     """One operation on the file `file`; offsets and lengths in bytes.
 
     `began` and `ended` are instants of the recorder's clock. `ended` is None
-    while it runs, for ever if it failed or was cancelled: what it changed may
-    then be on the medium or not until something else overwrites it.
-    For RESIZE `length` is the new length.
+    while it runs, and for ever when a flush that should have covered it failed:
+    what it changed may then be on the medium or not until something else
+    overwrites it. For RESIZE `length` is the new length.
     """
 
     file: str
@@ -98,7 +99,9 @@ class Recorder:
     With a `seed` operations take a random number of turns of the event loop, so
     that their ends come in another order than their beginnings; without one
     each takes one turn. `fault` may make an operation fail. Recording can be
-    turned off for leaves that are only to be read or repaired.
+    turned off for leaves that are only to be read or repaired. While `dead` is
+    set nothing can be done to the files, as by a process that was killed; what
+    it had begun is still done.
 
     Concurrency: belongs to one event loop's thread.
     """
@@ -114,6 +117,7 @@ class Recorder:
         self.leaves: dict[str, RecordingLeaf] = {}
         self.fault = fault
         self.recording = recording
+        self.dead = False
         self._random = None if seed is None else random.Random(seed)
 
     @property
@@ -136,6 +140,8 @@ class Recorder:
 
     def begin(self, file: str, action: Action, offset: int, length: int) -> Operation:
         """Note that an operation begins."""
+        if self.dead:
+            raise StorageError(errno.EIO, "the process was killed", filename=file)
         operation = Operation(file, action, offset, length, len(self.events))
         if self.recording:
             self.events.append(Event(operation))
@@ -235,20 +241,20 @@ class RecordingLeaf(Leaf):
     async def flush(self) -> None:
         """Make what ended before now durable; see `Node.flush`.
 
-        A flush that fails leaves everything before it uncertain for ever, as a
-        kernel does that drops the pages it could not write.
+        A flush that fails leaves all bytes written before it uncertain for ever,
+        as a kernel does that drops the pages it could not write. The file's
+        length is not bytes: a file system that loses its journal stops.
         """
         operation = self.recorder.begin(self.name, Action.FLUSH, 0, 0)
         fault = self.recorder.fault_of(operation)
         await self.recorder.take_time()
         if fault is not None:
             for earlier in self._uncovered:
-                earlier.ended = None
+                if is_covered(earlier, operation) and earlier.action is not Action.RESIZE:
+                    earlier.ended = None
             raise fault.error
         self.recorder.end(operation)
-        self._uncovered = [
-            each for each in self._uncovered if each.ended is None or each.ended >= operation.began
-        ]
+        self._uncovered = [each for each in self._uncovered if not is_covered(each, operation)]
 
     async def _change(self, action: Action, offset: int, length: int, apply: Apply) -> None:
         self.require_writable()
@@ -261,10 +267,12 @@ class RecordingLeaf(Leaf):
             if self.recorder.recording:
                 self.changes[operation] = changes
                 self._uncovered.append(operation)
-        await self.recorder.take_time()
+        try:
+            await self.recorder.take_time()
+        finally:  # whatever its caller is told, or waits for: what was done is done
+            self.recorder.end(operation)
         if fault is not None:
             raise fault.error
-        self.recorder.end(operation)
         self._size = length if action is Action.RESIZE else max(self._size, end)
 
     def _store(self, offset: int, data: memoryview) -> Changes:
@@ -332,3 +340,8 @@ class RecordingLeaf(Leaf):
 
     async def close(self) -> None:
         """Keep everything: the record outlives the node."""
+
+
+def is_covered(operation: Operation, flush: Operation) -> bool:
+    """Tell whether a flush, if it ends, makes an operation durable."""
+    return operation.ended is not None and operation.ended < flush.began
