@@ -47,7 +47,9 @@ class Disk:
             if sequence is None:
                 return None
             overlay = (await replay_into_memory(self.read, self.header, sequence, len(self.data))).overlay
-            zeros = {at: bytes(PAGE) for start, end in overlay.zeroed.ranges() for at in range(start, end, PAGE)}
+            zeros = {
+                at: bytes(PAGE) for start, end in overlay.zeroed.ranges() for at in range(start, end, PAGE)
+            }
             return zeros | dict(overlay.pages)
 
         return asyncio.run(look())
