@@ -26,18 +26,19 @@ SIZE = 40 * MIB
 
 
 async def create(path: Path, new: NewVhdx) -> None:
-    path.touch()
+    with open(path, "wb"):  # noqa: ASYNC230
+        pass
     async with Graph() as graph:
         options = NodeOptions(driver="file", own={"filename": str(path)})
         handle = await open_image(graph, options, read_only=False)
         await create_image(handle.node, new)
 
 
-async def create_child(path: Path, parent: Path, **own: int) -> None:
+async def create_child(path: Path, parent: Path, block_size: int) -> None:
     async with vblk.open(parent) as disk:
         assert isinstance(disk.node, VhdxNode)
         facts = await parent_facts(disk.node, str(path), str(parent))
-    await create(path, NewVhdx(parent=facts, **own))
+    await create(path, NewVhdx(parent=facts, block_size=block_size))
 
 
 async def scribble(disk: vblk.Disk, model: Model, seed: int, *, trim: bool = True, align: int = 1) -> None:

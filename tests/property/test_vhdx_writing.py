@@ -105,9 +105,10 @@ class Writing(RuleBasedStateMachine):
         """Write ranges that do not overlap, all at once, with a flush among them."""
         start, length = self.range(data, align=True)
         step = max(1, length // count)
-        writes: list[tuple[int, bytes]] = []
-        for offset in range(start, start + length, step):
-            writes.append((offset, self.bytes_for(offset, min(step, start + length - offset))))
+        writes = [
+            (offset, self.bytes_for(offset, min(step, start + length - offset)))
+            for offset in range(start, start + length, step)
+        ]
 
         async def all_at_once() -> None:
             disk = self.disk
@@ -141,17 +142,18 @@ class Writing(RuleBasedStateMachine):
 
         async def abandoned() -> None:
             node = self.disk.node
-            before = [await node.read(offset, length), await node.resolve(offset, length)]
+            before = await node.read(offset, length)
+            holders = [span.leaf for span in await node.resolve(offset, length)]
             try:
                 async with node.place(offset, length) as spans:
                     for span in spans:
                         assert span.leaf is not None
-                        if not any(old.leaf is span.leaf for old in before[1]):
+                        if span.leaf not in holders:
                             await span.leaf.write(span.leaf_offset, b"\xee" * span.length)
                     raise RuntimeError("given up")
             except RuntimeError:
                 pass
-            assert await node.read(offset, length) == before[0]
+            assert await node.read(offset, length) == before
 
         self.run(abandoned())
 
