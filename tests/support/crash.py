@@ -70,6 +70,7 @@ class Count:
     exhausted: int = 0
     crashed_again: int = 0
     by_others: int = 0
+    judged: int = 0
 
     def add(self, tally: Tally) -> None:
         """Count a run that was explored."""
@@ -280,8 +281,10 @@ class Judge:
         self._allowed_at = -1
         self._allowed: Allowed
 
-    async def judge(self, state: CrashState, number: int) -> None:
-        """Judge one state; every so many are also written to, crashed again, or shown to QEMU."""
+    async def judge(self, state: CrashState) -> None:
+        """Judge one state; of all so many are also written to, crashed again, or shown to QEMU."""
+        number = COUNT.judged
+        COUNT.judged += 1
         if state.at != self._allowed_at:
             self._allowed, self._allowed_at = self._expectation.allowed(state.at), state.at
         seen = await see(images(state.files), self._chain, clean=False)
@@ -344,10 +347,9 @@ async def explore(
     """
     explorer = Explorer(session.recorder, effort, seed, ignored)
     judge = Judge(session, scratch)
-    states = explorer.states(session.disk.expectation.marks(), since=since, until=until)
-    for number, state in enumerate(states):
+    for state in explorer.states(session.disk.expectation.marks(), since=since, until=until):
         try:
-            await judge.judge(state, number)
+            await judge.judge(state)
         except (AssertionError, BlockError) as error:
             for name, content in state.files.items():
                 content.save(scratch / f"{name}.crashed")

@@ -249,8 +249,9 @@ async def fill_log(session: Session) -> None:
     """Change so many pages of the block table so often that the log goes round."""
     disk = session.disk
     for turn in range(6):
+        await asyncio.gather(*(disk.write((page * 512 + turn // 2) * BLOCK, 512) for page in range(60)))
         await asyncio.gather(
-            *(disk.write((page * 512 + turn) * BLOCK, 512) for page in range(0, 64, 1 if turn % 2 else 2))
+            *(disk.discard((page * 512 + turn // 2) * BLOCK, BLOCK) for page in range(turn % 2, 60, 2))
         )
         await disk.flush()
 

@@ -315,7 +315,10 @@ class RecordingLeaf(Leaf):
         """Tell pages from holes."""
         spans: list[Span] = []
         end = offset + length
-        for index in sorted(self.content.pages):
+        here = range(offset // PAGE, -(-end // PAGE))
+        pages = self.content.pages
+        few = (index for index in here if index in pages) if len(here) < len(pages) else sorted(pages)
+        for index in few:
             start, stop = max(offset, index * PAGE), min(end, (index + 1) * PAGE)
             if start < stop:
                 if start > offset:
