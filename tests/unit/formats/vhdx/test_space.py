@@ -92,13 +92,13 @@ def test_no_range_is_ever_given_out_twice() -> None:
             else:
                 room.defer([(place.file_offset, place.length)])
             continue
-        place = room.try_take(chance.choice((MIB, MIB, 2 * MIB, 8 * MIB)))
-        if place is None:
+        found = room.try_take(chance.choice((MIB, MIB, 2 * MIB, 8 * MIB)))
+        if found is None:
             room.extended(room.file_size + 8 * MIB)
             continue
-        taken = range(place.file_offset, place.file_offset + place.length)
+        taken = range(found.file_offset, found.file_offset + found.length)
         for other in held.values():
             assert taken.stop <= other.file_offset or taken.start >= other.file_offset + other.length
-        assert place.file_offset >= 3 * MIB
+        assert found.file_offset >= 3 * MIB
         assert taken.stop <= room.file_size
-        held[place.file_offset] = place
+        held[found.file_offset] = found
