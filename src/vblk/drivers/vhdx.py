@@ -53,6 +53,7 @@ class Options:
     are folders to search and trust. `path_map` has entries `FROM=TO` that turn
     Windows paths into local ones. `ignore_linkage` accepts a parent whose
     content may have changed. `strict` refuses an image whose log needs replay.
+    `unfinished` opens an image that is still being made, for its maker.
     """
 
     strict: bool = False
@@ -60,6 +61,7 @@ class Options:
     parent_dir: list[str] = field(default_factory=list[str])
     path_map: list[str] = field(default_factory=list[str])
     ignore_linkage: bool = False
+    unfinished: bool = False
 
 
 class VhdxNode(Mapper):
@@ -229,8 +231,12 @@ async def read_up_to(file: Node, offset: int, length: int) -> bytes:
     return await file.read(offset, max(0, min(length, file.size - offset)))
 
 
-async def load_writable(file: Node, filename: str, *, strict: bool = False) -> VhdxImage:
+async def load_writable(
+    file: Node, filename: str, *, strict: bool = False, unfinished: bool = False
+) -> VhdxImage:
     """Load an image that is to be written, its log replayed in place.
+
+    With `unfinished` it may still be marked as being made.
 
     Raises:
         ImageError: It is damaged, or must not be written as it is: nothing was changed.
@@ -241,7 +247,7 @@ async def load_writable(file: Node, filename: str, *, strict: bool = False) -> V
     async def read(offset: int, length: int) -> bytes:
         return await read_up_to(file, offset, length)
 
-    image = await load_image(read, file.size, filename=filename, strict=strict)
+    image = await load_image(read, file.size, filename=filename, strict=strict, unfinished=unfinished)
     await scan_image(image, read)
     if image.read_only_reasons:
         raise CorruptImage(
@@ -253,7 +259,7 @@ async def load_writable(file: Node, filename: str, *, strict: bool = False) -> V
         from vblk.drivers.vhdx_replay import replay_in_place
 
         await replay_in_place(file, image)
-        image = await load_image(read, file.size, filename=filename)
+        image = await load_image(read, file.size, filename=filename, unfinished=unfinished)
     return image
 
 
@@ -264,7 +270,8 @@ async def open_node(site: Site) -> VhdxNode:
         ImageError: The image or a parent is damaged, refused, or not to be found.
     """
     check_children(site.options, "vhdx", "file", "backing")
-    rules = _merged_rules(site.request.rules, bind(site.options.own, Options, "vhdx"))
+    options = bind(site.options.own, Options, "vhdx")
+    rules = _merged_rules(site.request.rules, options)
     file = await site.child()
     if site.read_only:
         image = await load_image(
@@ -272,9 +279,10 @@ async def open_node(site: Site) -> VhdxNode:
             file.size,
             filename=site.filename,
             strict=rules.strict,
+            unfinished=options.unfinished,
         )
     else:
-        image = await load_writable(file, site.filename, strict=rules.strict)
+        image = await load_writable(file, site.filename, strict=rules.strict, unfinished=options.unfinished)
     node = VhdxNode(site.name, site.filename, file=file, image=image)
     if not site.read_only:
         await node.start_writing()

@@ -11,7 +11,9 @@ import os
 
 from vblk.drivers.vhdx import VhdxNode, read_up_to
 from vblk.errors import OptionError
-from vblk.formats.vhdx.create import NewVhdx, ParentFacts, plan_creation
+from vblk.formats.vhdx import load_image
+from vblk.formats.vhdx.create import NewVhdx, ParentFacts, finished_table, plan_creation
+from vblk.formats.vhdx.layout import METADATA_TABLE_SIZE
 from vblk.formats.vhdx.locator import KEY_RELATIVE
 from vblk.graph.node import Node, Preallocation
 
@@ -22,6 +24,7 @@ async def create_image(
     *,
     preallocation: Preallocation = Preallocation.OFF,
     durable: bool = True,
+    unfinished: bool = False,
 ) -> None:
     """Make `leaf`, which is open for writing, a new and empty VHDX image.
 
@@ -31,6 +34,8 @@ async def create_image(
         preallocation: How the host file takes its space; for fixed images, for
             it is of all blocks then.
         durable: Without, nothing is flushed, and a crash may leave anything.
+        unfinished: Leave it marked as unfinished, until `finish_image`: who
+            opens it meanwhile has to say so, and everybody else is refused.
 
     Raises:
         OptionError: The image cannot be made so; the file is untouched.
@@ -46,11 +51,33 @@ async def create_image(
         if durable:
             await leaf.flush()
     await leaf.resize(creation.length, preallocation=preallocation)
-    for stage in creation.stages:
+    for stage in creation.stages[:-1] if unfinished else creation.stages:
         for file_offset, data in stage.writes:
             await leaf.write(file_offset, data)
         if durable:
             await leaf.flush()
+
+
+async def finish_image(leaf: Node) -> None:
+    """Take the mark of an unfinished image away: it is durable then. Idempotent.
+
+    Args:
+        leaf: The file; the image in it is not open, and its log is empty.
+
+    Raises:
+        ImageError: It is not an image, or damaged, or its log is not empty.
+    """
+
+    async def read(offset: int, length: int) -> bytes:
+        return await read_up_to(leaf, offset, length)
+
+    await leaf.flush()
+    image = await load_image(read, leaf.size, filename=leaf.filename, strict=True, unfinished=True)
+    at = image.regions.metadata.file_offset
+    table = finished_table(await leaf.read(at, METADATA_TABLE_SIZE))
+    if table is not None:
+        await leaf.write(at, table)
+        await leaf.flush()
 
 
 async def parent_facts(parent: VhdxNode, child_path: str, parent_path: str | None = None) -> ParentFacts:

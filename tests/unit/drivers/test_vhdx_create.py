@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from vblk.drivers.vhdx_create import create_image, relative_path
-from vblk.errors import OptionError
+from vblk.drivers.vhdx import VhdxNode, load_writable
+from vblk.drivers.vhdx_create import create_image, finish_image, relative_path
+from vblk.errors import OptionError, UnsupportedFeature
 from vblk.formats.vhdx import load_image
 from vblk.formats.vhdx.create import NewVhdx
 from vblk.graph.node import Preallocation
@@ -33,6 +34,27 @@ def test_an_image_that_cannot_be_leaves_the_file_alone() -> None:
         with pytest.raises(OptionError, match="only a fixed"):
             await create_image(leaf, NewVhdx(size=GIB), preallocation=Preallocation.FULL)
         assert await leaf.read(0, 8) == b"precious"
+
+    asyncio.run(scenario())
+
+
+def test_an_image_is_refused_until_it_is_finished_and_its_maker_can_fill_it() -> None:
+    async def scenario() -> None:
+        leaf = MemoryNode("m", size=0)
+        await create_image(leaf, NewVhdx(size=GIB), unfinished=True)
+        with pytest.raises(UnsupportedFeature, match="never finished"):
+            await load_writable(leaf, "m")
+        node = VhdxNode("v", "m", file=leaf, image=await load_writable(leaf, "m", unfinished=True))
+        await node.start_writing()
+        await node.write(5 * MIB, b"content")
+        await node.close()
+        with pytest.raises(UnsupportedFeature):
+            await load_writable(leaf, "m")
+        await finish_image(leaf)
+        await finish_image(leaf)
+        node = VhdxNode("v", "m", file=leaf, image=await load_writable(leaf, "m"))
+        assert await node.read(5 * MIB, 7) == b"content"
+        assert (await node.check()).findings == []
 
     asyncio.run(scenario())
 

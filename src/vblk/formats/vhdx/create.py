@@ -156,6 +156,20 @@ def plan_creation(new: NewVhdx) -> Creation:
     return _Layout(_decide(new)).creation()
 
 
+def finished_table(table: bytes) -> bytes | None:
+    """Return a metadata table without the marker of an unfinished image, or None: it has none.
+
+    Args:
+        table: The 64 KiB at the start of the metadata region, sound.
+    """
+    items = [table[at : at + 32] for at in range(32, 32 + 32 * int.from_bytes(table[10:12], "little"), 32)]
+    kept = [item for item in items if item[:16] != ITEM_UNFINISHED]
+    if len(kept) == len(items):
+        return None
+    head = table[:10] + len(kept).to_bytes(2, "little") + table[12:32]
+    return (head + b"".join(kept)).ljust(len(table), b"\0")
+
+
 def default_block_size(size: int) -> int:
     """Return the block size, in bytes, of a disk of `size` bytes without a parent."""
     return next(block_size for above, block_size in _BLOCK_SIZES if size > above)

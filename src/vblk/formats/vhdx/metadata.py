@@ -106,13 +106,16 @@ class MetadataTable:
     findings: tuple[Finding, ...]
 
 
-def parse_table(data: bytes, region_offset: int, region_length: int) -> MetadataTable:
+def parse_table(
+    data: bytes, region_offset: int, region_length: int, *, unfinished: bool = False
+) -> MetadataTable:
     """Parse the 64 KiB at the start of the metadata region.
 
     Args:
         data: The table.
         region_offset: File offset of the region.
         region_length: Its length in bytes.
+        unfinished: Accept the marker of an image whose creation is under way.
 
     Raises:
         CorruptImage: The table or an entry is wrong.
@@ -147,7 +150,7 @@ def parse_table(data: bytes, region_offset: int, region_length: int) -> Metadata
             bool(flags & 4),
             region_offset + at,
         )
-        _check_item(item, region_length)
+        _check_item(item, region_length, unfinished)
         if (item.item_id, item.is_user) in items:
             raise CorruptImage(
                 Reason.DUPLICATE, f"the metadata table names the {item.name} twice", offset=item.entry_offset
@@ -167,11 +170,13 @@ def _reserved(where: str, offset: int) -> Finding:
     return Finding("T17", Severity.WARNING, f"reserved bits of {where} are set", offset)
 
 
-def _check_item(item: MetadataItem, region_length: int) -> None:
+def _check_item(item: MetadataItem, region_length: int, unfinished: bool) -> None:
     at = item.entry_offset
     if item.item_id == ZERO_GUID:
         raise CorruptImage(Reason.BAD_VALUE, "a metadata item has the id zero", offset=at)
     if item.item_id == ITEM_UNFINISHED and not item.is_user:
+        if unfinished:
+            return
         raise UnsupportedFeature(
             Reason.UNFINISHED, "the creation of this image was never finished", offset=at
         )
