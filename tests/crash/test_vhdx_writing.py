@@ -58,6 +58,16 @@ def test_no_crash_mixes_an_old_and_a_new_block_table(tmp_path: Path, make: str, 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("make", ["littered", "child", "fixed"])
+@pytest.mark.parametrize("workload", ["reuse", "busy", "reopened", "resize"])
+def test_no_crash_meets_a_full_log_at_a_bad_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str, workload: str, seed: int
+) -> None:
+    monkeypatch.setattr("vblk.formats.vhdx.journal.PASS_SIZE_MAX", 6 * 4096)
+    crash(tmp_path, make, resize if workload == "resize" else WORKLOADS[workload], seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_no_crash_meets_a_log_that_went_round_too_early(tmp_path: Path, seed: int) -> None:
     crash(tmp_path, "wide", fill_log, seed)
 

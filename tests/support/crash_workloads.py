@@ -5,6 +5,7 @@ and judged is `tests.support.crash`'s.
 """
 
 import asyncio
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 
 from tests.support.crash import MIB, Session, fresh
 from tests.support.vhdx.chain import Chain
+from tests.support.vhdx.image import Block, State
 from tests.support.vhdx.model import Model
 from vblk.formats.vhdx.create import NewVhdx
 from vblk.testing import Content
@@ -69,6 +71,10 @@ async def child(folder: Path, *, sector_size: int = 512) -> Image:
     chain = Chain(folder)
     chain.base([(0, 2 * MIB + 64 * KIB), (5 * MIB, 64 * KIB)], size=8 * MIB, sector_size=sector_size)
     chain.child([(64 * KIB, 8 * KIB), (3 * MIB, 12 * KIB)], states={6: 2, 7: 3})
+    top = chain.top.vhdx
+    for number in (4, 5):  # bits may say anything while the block is the parent's
+        top.blocks[number] = Block(State.NOT_PRESENT, bits=b"\xff" * top.bits_length)
+    top.build(chain.top.path)
     files = {level.path.stem: Content.load(level.path) for level in chain.levels}
     return Image(files, (chain.top.path.stem, "base"), content_of(chain.top.model))
 
@@ -278,6 +284,39 @@ async def busy(session: Session) -> None:
         await asyncio.gather(*at_once)
 
 
+async def read_beside(session: Session) -> None:
+    """Read all the time while blocks lose their space to others: nobody reads another block's bytes."""
+    disk, lot = session.disk, session.lot
+    busy = True
+
+    async def reader() -> None:
+        while busy:
+            offset = lot.randrange(8) * BLOCK + lot.choice((0, 32 * KIB))
+            assert_own(await session.read(offset, 64 * KIB), offset)
+            await asyncio.sleep(0)
+
+    async def writer() -> None:
+        nonlocal busy
+        try:
+            for _ in range(12):
+                block = lot.randrange(8)
+                await disk.write(block * BLOCK + 24 * KIB, 16 * KIB)
+                await disk.write_zeroes((block + 3) % 8 * BLOCK, BLOCK, unmap=True)
+                if lot.random() < 0.6:
+                    await disk.flush()
+        finally:
+            busy = False
+
+    await asyncio.gather(reader(), reader(), writer())
+
+
+def assert_own(data: bytes, offset: int) -> None:
+    """Assert that every 16 bytes are zeros or were written to this place."""
+    for at, (tag, index) in enumerate(struct.iter_unpack("<QQ", data)):
+        own = index == offset // 16 + at and tag < 1 << 60
+        assert own or (tag, index) == (0, 0), f"foreign bytes at {offset + at * 16:#x}: {tag:#x} {index:#x}"
+
+
 MAKE: dict[str, Callable[[Path], Awaitable[Image]]] = {
     make.__name__: make for make in (dynamic, littered, fixed, absent, child, child_4096)
 }
@@ -295,6 +334,7 @@ WORKLOADS: dict[str, Callable[[Session], Awaitable[None]]] = {
         cancelled,
         killed,
         reopened,
+        read_beside,
         busy,
     )
 }

@@ -161,9 +161,10 @@ class Recorder:
         """Tell whether a read that must not wait has to give up this time."""
         return self._random is not None and self._random.random() < 0.5
 
-    async def take_time(self) -> None:
-        """Let some turns of the event loop pass."""
-        turns = 1 if self._random is None else self._random.choice((0, 1, 1, 2, 3, 7))
+    async def take_time(self, *, reading: bool = False) -> None:
+        """Let some turns of the event loop pass; a read may be overtaken by a whole flush."""
+        choices = (0, 1, 2, 5, 80) if reading else (0, 1, 1, 2, 3, 7)
+        turns = 1 if self._random is None else self._random.choice(choices)
         for _ in range(turns if self.recording else 0):
             await asyncio.sleep(0)
 
@@ -199,7 +200,7 @@ class RecordingLeaf(Leaf):
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read bytes; see `Node.read`."""
-        await self.recorder.take_time()
+        await self.recorder.take_time(reading=True)
         return self.content.read(offset, length)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
