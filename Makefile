@@ -18,8 +18,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 T ?= 60
 JOBS ?= auto
+SEED ?= 0
 
-.PHONY: help setup bytecode demo test bench fuzz lint format type docs
+.PHONY: help setup bytecode demo test crash bench fuzz lint format type docs
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -44,6 +45,11 @@ demo: bytecode ## Make a VHDX from a real disk, look into it, convert it, compar
 test: bytecode ## Install what the tests need, then run them (PYTEST_ARGS="-k name" chooses)
 	@scripts/require $(TEST_TOOLS)
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+crash: bytecode ## Explore more than 100,000 crash states, and print how many (SEED=0)
+	@scripts/require $(TEST_TOOLS)
+	@VBLK_CRASH=nightly VBLK_CRASH_SEED=$(SEED) PATH="$$PATH:/usr/sbin:/sbin" \
+		$(BIN)/python -m pytest -o timeout=7200 tests/crash tests/faults $(PYTEST_ARGS)
 
 bench: bytecode ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
 	@scripts/require $(BENCH_TOOLS)

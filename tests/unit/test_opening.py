@@ -210,7 +210,8 @@ def test_a_failed_open_leaves_nothing_open(fault: str, raw: Path, vhdx: Path, tm
         elif fault == "parent":
             await open_image(graph, str(lost.path))
         elif fault == "mode":
-            await open_image(graph, str(vhdx), read_only=False)
+            locked = {"driver": "file", "filename": str(vhdx), "read-only": True}
+            await open_image(graph, from_mapping({"driver": "vhdx", "file": locked}), read_only=False)
         else:
             own = from_mapping({"driver": "raw", "file": file, "backing": file})
             await open_image(graph, own)

@@ -107,5 +107,5 @@ VERB = ResizeVerb(
         *image_options(),
     ],
     operands="FILENAME [+|-]SIZE",
-    help="Change the size of a raw image. With + or - the size is relative.",
+    help="Change the size of a raw or VHDX image. With + or - the size is relative.",
 )

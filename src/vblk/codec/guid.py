@@ -3,6 +3,8 @@
 Owns: the 16 bytes, and their text. It must not know what they identify.
 """
 
+import os
+
 _DIGITS = (8, 4, 4, 4, 12)
 """Hexadecimal digits of each group of the text."""
 
@@ -49,3 +51,11 @@ class Guid(bytes):
 
 ZERO_GUID = Guid(bytes(16))
 """The GUID of all zeros: "none" wherever a GUID is optional."""
+
+
+def new_guid() -> Guid:
+    """Return a random GUID of version 4."""
+    raw = bytearray(os.urandom(16))
+    raw[7] = raw[7] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    return Guid(bytes(raw))

@@ -5,7 +5,7 @@ integers do not wrap, so a sum is right; it must still be compared with a limit
 before it is believed.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 
@@ -60,6 +60,27 @@ class RangeSet:
             end = max(end, self._ends[last - 1])
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
+
+    def remove(self, start: int, end: int) -> None:
+        """Take the bytes `start` <= x < `end` out."""
+        if start >= end:
+            return
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return
+        kept = [(self._starts[first], start)] if self._starts[first] < start else []
+        if self._ends[last - 1] > end:
+            kept.append((end, self._ends[last - 1]))
+        self._starts[first:last] = [low for low, _ in kept]
+        self._ends[first:last] = [high for _, high in kept]
+
+    def first_fit(self, length: int) -> int | None:
+        """Return the start of the first range of at least `length` bytes, or None."""
+        for start, end in zip(self._starts, self._ends, strict=True):
+            if end - start >= length:
+                return start
+        return None
 
     def contains(self, start: int, end: int) -> bool:
         """Tell whether all bytes `start` <= x < `end` are in the set."""

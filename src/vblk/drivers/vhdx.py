@@ -1,11 +1,13 @@
 """VHDX as a node: the shell around the pure reader.
 
-Owns: loading the pages of metadata that a lookup asks for, and the options of a
-VHDX node. What the bytes mean is `vblk.formats.vhdx`; who the parent is,
-`vblk.drivers.vhdx_parent`.
+Owns: loading the pages of metadata that a lookup asks for, the options of a VHDX
+node, and the change between reading and writing. What the bytes mean is
+`vblk.formats.vhdx`; who the parent is, `vblk.drivers.vhdx_parent`; how it is
+written, `vblk.drivers.vhdx_writer`, which is loaded when it is first needed.
 
 Ordering rule: every metadata range that is loaded passes through the overlay of
-the replayed log before anyone looks at it.
+the replayed log before anyone looks at it. A log is replayed in place only after
+everything was found sound through that overlay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +15,19 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vblk.errors import OptionError, Unsupported
+from vblk.errors import CorruptImage, OptionError, Reason
 from vblk.extent import Extent, Missing
 from vblk.formats.vhdx import Candidate, VhdxImage, load_image
 from vblk.graph.edge import Role
 from vblk.graph.mapper import INLINE_MAX, Mapper
-from vblk.graph.node import Node, Preallocation, Span
+from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.site import ChainRules, Site
 from vblk.options import bind, check_children
 from vblk.runtime.page_cache import PageCache
 from vblk.units import KIB
 
 if TYPE_CHECKING:
+    from vblk.drivers.vhdx_writer import VhdxWriter
     from vblk.formats.vhdx import CheckReport
 
 PAGE = 4 * KIB
@@ -32,8 +35,6 @@ CACHE_PAGES = 4096
 """16 MiB of BAT and bitmap pages: the BAT of 2 TiB at 1 MiB blocks."""
 BLOCK_STARTS_MAX = 1 << 16
 """How many blocks' starts are remembered: some megabytes at most."""
-
-_NO_WRITING = "writing to VHDX images is not supported in this version of vblk: open it read-only"
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Options:
     are folders to search and trust. `path_map` has entries `FROM=TO` that turn
     Windows paths into local ones. `ignore_linkage` accepts a parent whose
     content may have changed. `strict` refuses an image whose log needs replay.
+    `unfinished` opens an image that is still being made, for its maker.
     """
 
     strict: bool = False
@@ -62,20 +64,27 @@ class Options:
     parent_dir: list[str] = field(default_factory=list[str])
     path_map: list[str] = field(default_factory=list[str])
     ignore_linkage: bool = False
+    unfinished: bool = False
 
 
 class VhdxNode(Mapper):
-    """A VHDX image, open for reading."""
+    """A VHDX image."""
 
     driver = "vhdx"
 
     def __init__(self, name: str, filename: str, *, file: Node, image: VhdxImage) -> None:
+        """Show `image`, as it was loaded from `file`, for reading; `start_writing` does what it says."""
         super().__init__(name, filename, read_only=True, file=file)
+        self.pages: PageCache[bytes] = PageCache(page_size=PAGE, limit_pages=CACHE_PAGES)
+        self.search: Search | None = None
+        self._writer: VhdxWriter | None = None
+        self.adopt(image)
+
+    def adopt(self, image: VhdxImage) -> None:
+        """Show the image as it is now."""
         self.image = image
         self._size = image.virtual_size
         self._locate = image.locate
-        self.search: Search | None = None
-        self._pages: PageCache[bytes] = PageCache(page_size=PAGE, limit_pages=CACHE_PAGES)
         self._block_starts: dict[int, int] = {}
         self._block_shift = image.block_size.bit_length() - 1
         self._within_block = image.block_size - 1
@@ -85,6 +94,18 @@ class VhdxNode(Mapper):
     def size(self) -> int:
         """The virtual size in bytes."""
         return self._size
+
+    @property
+    def writer(self) -> "VhdxWriter":
+        """The writing side.
+
+        Raises:
+            ReadOnly: The image is open for reading only.
+        """
+        if self._writer is None:
+            self.require_writable()
+        assert self._writer is not None
+        return self._writer
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once: the short way for a range inside a block that was read before."""
@@ -96,16 +117,16 @@ class VhdxNode(Mapper):
 
     def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
         """Translate through BAT and sector bitmaps."""
-        return self.image.lookup(offset, length, self._pages)
+        return self.image.lookup(offset, length, self.pages)
 
     def locate(self, offset: int, length: int) -> int | None:
         """Find a range inside one present block whose BAT page is loaded.
 
-        Where the block starts is remembered: an image that is only read never
-        moves one.
+        Where the block starts is remembered as long as nobody writes: an image
+        that is only read never moves one.
         """
-        file_offset = self._locate(offset, length, self._pages)
-        if file_offset is not None:
+        file_offset = self._locate(offset, length, self.pages)
+        if file_offset is not None and self._writer is None:
             if len(self._block_starts) >= BLOCK_STARTS_MAX:
                 self._block_starts.clear()
             self._block_starts[offset >> self._block_shift] = file_offset - (offset & self._within_block)
@@ -114,57 +135,114 @@ class VhdxNode(Mapper):
     async def load(self, missing: Missing, pins: ExitStack) -> None:
         """Read metadata pages, as they are after the log's replay."""
         for start, length in missing.ranges:
-            pins.enter_context(self._pages.pinned(range(start, start + length, PAGE)))
+            pins.enter_context(self.pages.pinned(range(start, start + length, PAGE)))
             data = self.image.patch(start, await read_up_to(self._file, start, length))
             for at in range(0, length, PAGE):
-                self._pages.put(start + at, data[at : at + PAGE])
+                if start + at not in self.pages:  # edited meanwhile: what is in memory is newer
+                    self.pages.put(start + at, data[at : at + PAGE])
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Read through the whole chain; what is being read is not used anew meanwhile."""
+        if self._writer is None:
+            await super().read_into(offset, buffer)
+            return
+        with self._writer.reading():
+            await super().read_into(offset, buffer)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write payload, taking space for it where it has none."""
+        await self.writer.write(offset, data)
+        if fua:
+            await self.flush()
 
     def place(self, offset: int, length: int) -> AbstractAsyncContextManager[list[Span]]:
-        """Refuse: this version does not write VHDX."""
-        raise Unsupported(_NO_WRITING, filename=self.filename)
+        """Make room for a range; see `Node.place`."""
+        return self.writer.place(offset, length)
 
     async def write_zeroes(
         self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
     ) -> None:
-        """Refuse: this version does not write VHDX."""
-        raise Unsupported(_NO_WRITING, filename=self.filename)
+        """Make a range read as zeros; see `Node.write_zeroes`."""
+        await self.writer.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback)
+        if fua:
+            await self.flush()
 
     async def discard(self, offset: int, length: int) -> None:
-        """Refuse: this version does not write VHDX."""
-        raise Unsupported(_NO_WRITING, filename=self.filename)
+        """Forget a range: whole blocks read as zeros then; see `Node.discard`."""
+        await self.writer.discard(offset, length)
+
+    async def flush(self) -> None:
+        """Bring payload and metadata to stable storage."""
+        if self._writer is None:
+            await self._file.flush()
+        else:
+            await self._writer.flush()
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
     ) -> None:
-        """Refuse: this version does not write VHDX."""
-        raise Unsupported(_NO_WRITING, filename=self.filename)
+        """Change the virtual size; see `Node.resize`."""
+        await self.writer.resize(size, preallocation)
+
+    async def start_writing(self) -> None:
+        """Let the image be changed from now on; the file is open for writing and `image` is clean."""
+        from vblk.drivers.vhdx_writer import VhdxWriter
+
+        self._block_starts.clear()
+        self._writer = VhdxWriter(self)
+        self.read_only = False
 
     async def reopen(self, *, read_only: bool) -> None:
-        """Stay read-only, or refuse."""
-        if not read_only:
-            raise Unsupported(_NO_WRITING, filename=self.filename)
+        """Change between reading only and writing."""
+        if read_only == self.read_only:
+            return
+        if read_only:
+            await self.writer.close()
+            self._writer = None
+            self.read_only = True
+        else:
+            image = await load_writable(self._file, self.filename)
+            self.pages.clear()
+            self.adopt(image)
+            await self.start_writing()
 
     async def check(self) -> "CheckReport":
         """Check the whole image, as it reads after the log's replay."""
         from vblk.formats.vhdx import check_image
 
-        return await check_image(self.image, self._read_metadata)
+        await self._settle()
+        return await check_image(self.image, self.read_metadata)
 
     async def scan(self) -> None:
         """Look through the block table, bounded, so that `image.findings` tells of it."""
         from vblk.formats.vhdx import scan_image
 
-        await scan_image(self.image, self._read_metadata)
+        await self._settle()
+        await scan_image(self.image, self.read_metadata)
+
+    async def _settle(self) -> None:
+        if self._writer is not None:
+            await self._writer.settle()
 
     def info(self) -> Mapping[str, Any]:
         """Return what `vblk info` shows under "Format specific information"."""
         return self.image.describe()
 
     async def close(self) -> None:
-        """Forget the pages."""
-        self._pages.clear()
+        """End writing, and forget the pages.
 
-    async def _read_metadata(self, offset: int, length: int) -> bytes:
+        Raises:
+            NodeFailed: Writing had failed; the log is left to be replayed.
+        """
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                await writer.close()
+        finally:
+            self.pages.clear()
+
+    async def read_metadata(self, offset: int, length: int) -> bytes:
+        """Read metadata from the file, as it stands there; short at its end."""
         return await read_up_to(self._file, offset, length)
 
 
@@ -173,25 +251,63 @@ async def read_up_to(file: Node, offset: int, length: int) -> bytes:
     return await file.read(offset, max(0, min(length, file.size - offset)))
 
 
+async def load_writable(
+    file: Node, filename: str, *, strict: bool = False, unfinished: bool = False
+) -> VhdxImage:
+    """Load an image that is to be written, its log replayed in place.
+
+    With `unfinished` it may still be marked as being made.
+
+    Raises:
+        ImageError: It is damaged, or must not be written as it is: nothing was changed.
+        NeedsReplay: `strict` is set and the log is not empty.
+        StorageError: The replay failed; the next can do it.
+    """
+
+    async def read(offset: int, length: int) -> bytes:
+        return await read_up_to(file, offset, length)
+
+    from vblk.formats.vhdx import scan_image
+
+    image = await load_image(read, file.size, filename=filename, strict=strict, unfinished=unfinished)
+    await scan_image(image, read)
+    if image.read_only_reasons:
+        raise CorruptImage(
+            Reason.BAD_VALUE,
+            f"the image must not be written: {image.read_only_reasons[0]}",
+            filename=filename,
+        )
+    if image.dirty_log is not None:
+        from vblk.drivers.vhdx_replay import replay_in_place
+
+        await replay_in_place(file, image)
+        image = await load_image(read, file.size, filename=filename, unfinished=unfinished)
+    return image
+
+
 async def open_node(site: Site) -> VhdxNode:
     """Open a VHDX image as the site's options say, with its parents when asked.
 
     Raises:
         ImageError: The image or a parent is damaged, refused, or not to be found.
-        Unsupported: It was to be opened for writing.
     """
     check_children(site.options, "vhdx", "file", "backing")
-    rules = _merged_rules(site.request.rules, bind(site.options.own, Options, "vhdx"))
+    options = bind(site.options.own, Options, "vhdx")
+    rules = _merged_rules(site.request.rules, options)
     file = await site.child()
-    image = await load_image(
-        lambda offset, length: read_up_to(file, offset, length),
-        file.size,
-        filename=site.filename,
-        strict=rules.strict,
-    )
-    if not site.read_only:
-        raise Unsupported(_NO_WRITING, filename=site.filename)
+    if site.read_only:
+        image = await load_image(
+            lambda offset, length: read_up_to(file, offset, length),
+            file.size,
+            filename=site.filename,
+            strict=rules.strict,
+            unfinished=options.unfinished,
+        )
+    else:
+        image = await load_writable(file, site.filename, strict=rules.strict, unfinished=options.unfinished)
     node = VhdxNode(site.name, site.filename, file=file, image=image)
+    if not site.read_only:
+        await node.start_writing()
     await site.take(node, file)
     await _attach_backing(site, node, rules)
     return node

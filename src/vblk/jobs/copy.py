@@ -18,6 +18,7 @@ from vblk.aio.clock import Clock
 from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
+from vblk.graph.mapper import Mapper
 from vblk.graph.node import Leaf, Node, Span
 from vblk.graph.plane import Mover
 from vblk.graph.sparse_copy import data_runs
@@ -158,7 +159,7 @@ class CopyJob:
             total = await self._count_data()
             if self._progress is not None:
                 self._progress.start(total)
-        self._target_in_kernel = await self._reaches_kernel(self._target)
+        self._target_in_kernel = _reaches_kernel(self._target.node)
         pieces = self._pieces()
         lock = asyncio.Lock()
         workers = 1 if plan.salvage else plan.workers
@@ -227,11 +228,6 @@ class CopyJob:
             and _has_descriptor(span.leaf)
         )
 
-    async def _reaches_kernel(self, handle: Handle) -> bool:
-        if not handle.size:
-            return False
-        return all(_has_descriptor(span.leaf) for span in await handle.resolve(0, 1))
-
     async def _work(self, pieces: AsyncIterator[_Piece], lock: asyncio.Lock) -> None:
         while True:
             async with lock:
@@ -291,6 +287,13 @@ class CopyJob:
             if end > start:
                 await self._target.write(goal + start, memoryview(data)[start:end])
             done = end
+
+
+def _reaches_kernel(node: Node) -> bool:
+    """Tell whether what is written to `node` lands in a leaf that the kernel can copy to."""
+    while isinstance(node, Mapper):
+        node = node.file
+    return _has_descriptor(node)
 
 
 def _has_descriptor(node: Node | None) -> bool:

@@ -13,6 +13,13 @@ from collections.abc import Awaitable, Callable
 from vblk.errors import NodeFailed
 
 
+class FlushPostponed(Exception):
+    """Raised by a flush that could not be done now, and lost nothing: the next may succeed.
+
+    Its cause, a `BlockError`, is raised to all whom the flush would have answered.
+    """
+
+
 class FlushSequencer:
     """Runs `flush` for all who ask, never twice at once.
 
@@ -26,7 +33,7 @@ class FlushSequencer:
         """Share `flush` among callers; `filename` is for the errors."""
         self._flush = flush
         self._filename = filename
-        self._next: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[BaseException | None] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -54,6 +61,7 @@ class FlushSequencer:
 
         Raises:
             NodeFailed: This flush or an earlier one failed.
+            BlockError: This flush was postponed for that reason.
 
         Cancellation: the flush goes on for the others, or for nobody.
         """
@@ -63,23 +71,28 @@ class FlushSequencer:
         answer = self._next
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
-        await asyncio.shield(answer)
+        postponed = await asyncio.shield(answer)
         self.check_healthy()
+        if postponed is not None:
+            raise postponed
 
     async def _run(self) -> None:
         """Flush for as long as somebody has asked since the last one started."""
         try:
             while (answer := self._next) is not None:
                 self._next = None  # from here on callers need the flush after this one
+                postponed: BaseException | None = None
                 try:
                     if self._failure is None:
                         await self._flush()
+                except FlushPostponed as error:
+                    postponed = error.__cause__
                 except BaseException as error:
                     self.poison(error)
                     if not isinstance(error, Exception):
                         raise
                 finally:
-                    answer.set_result(None)
+                    answer.set_result(postponed)
         finally:
             self._runner = None
             if self._next is not None:  # the runner was cancelled

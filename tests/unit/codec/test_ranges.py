@@ -35,8 +35,12 @@ def test_a_set_of_ranges_equals_a_set_of_bytes() -> None:
         for _ in range(chance.randrange(12)):
             start = chance.randrange(40)
             end = start + chance.randrange(10)
-            ranges.add(start, end)
-            model |= set(range(start, end))
+            if chance.random() < 0.7:
+                ranges.add(start, end)
+                model |= set(range(start, end))
+            else:
+                ranges.remove(start, end)
+                model -= set(range(start, end))
         flat = [byte for start, end in ranges.ranges() for byte in range(start, end)]
         assert flat == sorted(model)
         assert all(a[1] < b[0] for a, b in pairwise(ranges.ranges()))
@@ -45,3 +49,10 @@ def test_a_set_of_ranges_equals_a_set_of_bytes() -> None:
         assert inside == model & set(range(low, high))
         if low < high:
             assert ranges.contains(low, high) is (set(range(low, high)) <= model)
+
+
+def test_the_first_range_that_is_long_enough_fits() -> None:
+    ranges = RangeSet()
+    for start, end in ((0, 2), (5, 9), (20, 30)):
+        ranges.add(start, end)
+    assert [ranges.first_fit(length) for length in (1, 3, 5, 11)] == [0, 5, 20, None]

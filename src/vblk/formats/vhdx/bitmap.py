@@ -1,6 +1,6 @@
 """Sector bitmaps: which sectors of a partially present block this file holds.
 
-Owns: turning bits into runs, fast. It must not know where bitmaps are.
+Owns: turning bits into runs, fast, and changing them. It must not know where bitmaps are.
 
     Bit n of a chunk is bit n % 8 of byte n // 8, least significant first.
     1: the sector is in this file; 0: ask the parent.
@@ -72,3 +72,40 @@ def bit_runs(data: bytes, first_bit: int, count: int) -> Iterator[tuple[bool, in
             break
     if held is not None:
         yield held, length
+
+
+def set_bits(data: bytearray, first_bit: int, count: int) -> None:
+    """Set `count` bits, > 0, from `first_bit` on."""
+    first, last = first_bit >> 3, (first_bit + count - 1) >> 3
+    head, tail = 0xFF << (first_bit & 7) & 0xFF, 0xFF >> (7 - (first_bit + count - 1 & 7))
+    if first == last:
+        data[first] |= head & tail
+        return
+    data[first] |= head
+    data[first + 1 : last] = b"\xff" * (last - first - 1)
+    data[last] |= tail
+
+
+def clear_bits(data: bytearray, first_bit: int, count: int) -> None:
+    """Clear `count` bits, > 0, from `first_bit` on."""
+    first, last = first_bit >> 3, (first_bit + count - 1) >> 3
+    head, tail = 0xFF << (first_bit & 7) & 0xFF, 0xFF >> (7 - (first_bit + count - 1 & 7))
+    if first == last:
+        data[first] &= ~(head & tail) & 0xFF
+        return
+    data[first] &= ~head & 0xFF
+    data[first + 1 : last] = bytes(last - first - 1)
+    data[last] &= ~tail & 0xFF
+
+
+def all_set(data: bytes | bytearray, first_bit: int, count: int) -> bool:
+    """Tell whether `count` bits, > 0, from `first_bit` on are all set."""
+    first, last = first_bit >> 3, (first_bit + count - 1) >> 3
+    head, tail = 0xFF << (first_bit & 7) & 0xFF, 0xFF >> (7 - (first_bit + count - 1 & 7))
+    if first == last:
+        return data[first] & head & tail == head & tail
+    return (
+        data[first] & head == head
+        and data[last] & tail == tail
+        and data[first + 1 : last] == b"\xff" * (last - first - 1)
+    )

@@ -109,6 +109,32 @@ async def check_image(image: VhdxImage, read: Read) -> CheckReport:
     return await _walk(image, read)
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a writer must know of the whole BAT.
+
+    `owners` has everything that blocks and sector bitmaps own, and the places
+    that unmapped blocks hold on to; `anchors` are the file offsets of these.
+    With `anchors_complete` false there are more of them than were looked at:
+    then no place may be called free.
+    """
+
+    report: CheckReport
+    owners: OwnershipTable
+    anchors: frozenset[int]
+    anchors_complete: bool
+
+
+async def survey_image(image: VhdxImage, read: Read) -> Survey:
+    """Walk the whole BAT as `check_image` does, and say what owns the file's space.
+
+    Concurrency: may suspend.
+    """
+    walk = _Scan(image, None)
+    report = await _run(walk, image, read, image.regions.bat.length)
+    return Survey(report, walk.owners, frozenset(walk.anchors_held), walk.anchors_complete)
+
+
 async def scan_image(
     image: VhdxImage,
     read: Read,
@@ -138,9 +164,14 @@ async def _walk(
     image: VhdxImage, read: Read, *, entries_max: int | None = None, bytes_max: int | None = None
 ) -> CheckReport:
     """Walk the BAT, up to a limit."""
-    walk = _Scan(image, entries_max)
+    length = image.regions.bat.length
+    return await _run(
+        _Scan(image, entries_max), image, read, length if bytes_max is None else min(length, bytes_max)
+    )
+
+
+async def _run(walk: "_Scan", image: VhdxImage, read: Read, limit: int) -> CheckReport:
     region = image.regions.bat
-    limit = region.length if bytes_max is None else min(region.length, bytes_max)
     for start in range(0, limit, MIB):
         data = await read(region.file_offset + start, MIB)
         walk.window(start // BAT_ENTRY_SIZE, image.patch(region.file_offset + start, data, MIB))
@@ -159,8 +190,9 @@ class _Scan:
         self._geometry = image.geometry
         self._placement = image.placement
         self._entries_left = entries_max
-        self._owners = OwnershipTable()
+        self.owners = OwnershipTable()
         self._anchors = array("Q")
+        self.anchors_held: list[int] = []
         self._chunk_is_partial = False
         self._previous_end = -1
         self._end_offset = self._placement.floor
@@ -170,6 +202,11 @@ class _Scan:
         self.report.read_only_reasons += image.loading_read_only_reasons
         for finding in image.loading_findings:
             self.report.record(finding)
+
+    @property
+    def anchors_complete(self) -> bool:
+        """Whether no more places were held on to than are looked at."""
+        return len(self._anchors) < 2 * ANCHORS_MAX
 
     def window(self, index: int, data: bytes) -> None:
         """Judge the entries from `index` on that are in `data`, segment by segment."""
@@ -209,7 +246,7 @@ class _Scan:
         file_size = self._image.file_size
         reserved = sum(max(0, min(item.end, file_size) - item.start) for item in self._placement.reserved)
         if report.complete:
-            report.unused_bytes = max(0, file_size - reserved - self._owners.claimed)
+            report.unused_bytes = max(0, file_size - reserved - self.owners.claimed)
         report.image_end_offset = self._end_offset
         return report
 
@@ -248,7 +285,7 @@ class _Scan:
             or start < self._placement.floor
             or end > min(self._placement.file_size, CHECK_OFFSET_MAX)
             or not is_progression(raw, size)
-            or not self._owners.claim_blocks(start, count, size)
+            or not self.owners.claim_blocks(start, count, size)
         ):
             return False
         self.report.states[State.FULLY_PRESENT.name] += count
@@ -303,12 +340,12 @@ class _Scan:
             message = f"{what} lies at {offset:#x}; overlaps beyond {CHECK_OFFSET_MAX:#x} are not looked for"
             self._record("B22", Severity.WARNING, message, index)
             return
-        holder = self._owners.claim(offset, size, owner)
+        holder = self.owners.claim(offset, size, owner)
         if holder is Owner.FREE:
             return
         if Owner.BITMAP in (holder, owner):
             code, relation = "B17", "overlaps a sector bitmap or a block"
-        elif self._owners.owner_within(offset, MIB) is Owner.BLOCK_START:
+        elif self.owners.owner_within(offset, MIB) is Owner.BLOCK_START:
             code, relation = "B9", "has the same place as another block"
         else:
             code, relation = "B10", "overlaps another block"
@@ -358,7 +395,7 @@ class _Scan:
             entry & BAT_STATE_MASK >= State.FULLY_PRESENT
             and offset + size <= CHECK_OFFSET_MAX
             and self._placement.fault("", offset, size, size) is None
-            and self._owners.claim(offset, size, Owner.BLOCK_START) is Owner.FREE
+            and self.owners.claim(offset, size, Owner.BLOCK_START) is Owner.FREE
         )
         message = f"entry {index} of the BAT is not 0, and the disk has no block for it"
         if holds_space:
@@ -371,8 +408,9 @@ class _Scan:
         if offset + size > min(self._placement.file_size, CHECK_OFFSET_MAX):
             return
         fault = self._placement.fault("", offset, size, 0)
-        if fault is None and self._owners.claim(offset, size, Owner.ANCHOR) is Owner.FREE:
+        if fault is None and self.owners.claim(offset, size, Owner.ANCHOR) is Owner.FREE:
             self._end_offset = max(self._end_offset, offset + size)
+            self.anchors_held.append(offset)
             return
         message = f"block {block} is unmapped and holds on to {offset:#x}, which something else owns"
         self._record("B13", Severity.WARNING, message, self._geometry.payload_index(block))

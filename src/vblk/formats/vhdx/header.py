@@ -32,7 +32,7 @@ SIGNATURE = b"head"
 VERSION = 1
 LOG_VERSION = 0
 
-_HEADER = struct.Struct("<4sIQ16s16s16sHHIQ")
+HEADER_RECORD = struct.Struct("<4sIQ16s16s16sHHIQ")
 """
       0   4  "head"
       4   4  CRC-32C of 4096 bytes, this field taken as zero
@@ -106,7 +106,7 @@ def parse_header(data: bytes, file_offset: int) -> Header | None:
         version,
         log_length,
         log_offset,
-    ) = _HEADER.unpack_from(data)
+    ) = HEADER_RECORD.unpack_from(data)
     if crc32c_without(data, CHECKSUM_OFFSET) != checksum:
         return None
     return Header(
@@ -161,7 +161,7 @@ def choose_header(copies: tuple[bytes, bytes]) -> Headers:
 def _damaged_copy(data: bytes, valid: Header) -> Finding:
     """Say which copy was lost: the number in the damaged one is a hint, no more."""
     offset = HEADER_OFFSETS[0] if valid.file_offset == HEADER_OFFSETS[1] else HEADER_OFFSETS[1]
-    claimed = _HEADER.unpack_from(data)[2] if len(data) == HEADER_SIZE and data[:4] == SIGNATURE else 0
+    claimed = HEADER_RECORD.unpack_from(data)[2] if len(data) == HEADER_SIZE and data[:4] == SIGNATURE else 0
     if claimed > valid.sequence_number:
         return Finding(
             "H4",

@@ -123,6 +123,36 @@ class VhdxImage:
         self.lookup = block_map.lookup
         self.lookup_step = block_map.lookup_step
 
+    def changed(
+        self,
+        *,
+        header: Header | None = None,
+        file_size: int | None = None,
+        facts: DiskFacts | None = None,
+        regions: RegionTable | None = None,
+    ) -> "VhdxImage":
+        """Return the image with some of its facts replaced: what a writer made of a clean one."""
+        assert self.dirty_log is None, "a log must be replayed before anything is changed"
+        return VhdxImage(
+            filename=self.filename,
+            file_size=self.file_size if file_size is None else file_size,
+            creator=self.creator,
+            header=header or self.header,
+            regions=regions or self.regions,
+            items=self.items,
+            facts=facts or self.facts,
+            locator=self.locator,
+            overlay=self._overlay,
+            dirty_log=None,
+            findings=self.findings,
+            read_only_reasons=self.read_only_reasons,
+        )
+
+    @property
+    def overlay(self) -> Overlay:
+        """What the log changes, until it is replayed."""
+        return self._overlay
+
     @property
     def virtual_size(self) -> int:
         """Bytes of the disk that a guest sees."""

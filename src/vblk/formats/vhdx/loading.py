@@ -34,7 +34,9 @@ from vblk.formats.vhdx.region import Region, RegionTable, choose_table
 from vblk.formats.vhdx.replay import Read, Replay, find_sequence, replay_into_memory
 
 
-async def load_image(read: Read, file_size: int, *, filename: str, strict: bool = False) -> VhdxImage:
+async def load_image(
+    read: Read, file_size: int, *, filename: str, strict: bool = False, unfinished: bool = False
+) -> VhdxImage:
     """Load the facts of a VHDX image.
 
     Args:
@@ -43,6 +45,7 @@ async def load_image(read: Read, file_size: int, *, filename: str, strict: bool 
         filename: For errors.
         strict: Refuse an image whose log is not empty instead of replaying it
             in memory.
+        unfinished: Accept an image whose creation is under way.
 
     Raises:
         WrongFormat: It is no VHDX image.
@@ -53,7 +56,7 @@ async def load_image(read: Read, file_size: int, *, filename: str, strict: bool 
     Concurrency: may suspend; the file must not change meanwhile.
     """
     try:
-        return await _Loader(read, file_size, filename, strict).load()
+        return await _Loader(read, file_size, filename, strict, unfinished).load()
     except ImageError as error:
         if error.filename is None:
             error.filename = filename
@@ -63,11 +66,12 @@ async def load_image(read: Read, file_size: int, *, filename: str, strict: bool 
 class _Loader:
     """The image under construction."""
 
-    def __init__(self, read: Read, file_size: int, filename: str, strict: bool) -> None:
+    def __init__(self, read: Read, file_size: int, filename: str, strict: bool, unfinished: bool) -> None:
         self._read = read
         self._file_size = file_size
         self._filename = filename
         self._strict = strict
+        self._unfinished = unfinished
         self._overlay: Overlay = NO_OVERLAY
         self._findings: list[Finding] = []
         self._reasons: list[str] = []
@@ -170,7 +174,9 @@ class _Loader:
     async def _load_metadata(self, region: Region) -> tuple[MetadataTable, DiskFacts, ParentLocator | None]:
         # The items mostly follow the table at once, so that one read brings all.
         start = await self._patched(region.file_offset, 2 * METADATA_TABLE_SIZE)
-        items = parse_table(start[:METADATA_TABLE_SIZE], region.file_offset, region.length)
+        items = parse_table(
+            start[:METADATA_TABLE_SIZE], region.file_offset, region.length, unfinished=self._unfinished
+        )
         self._findings += items.findings
         content = await self._load_items(items, region, start)
         facts = parse_disk_facts(items, content, region.file_offset)

@@ -19,14 +19,14 @@ from vblk.codec.guid import Guid
 from vblk.errors import CorruptImage, Reason, UnsupportedFeature
 from vblk.formats.vhdx.layout import LOCATOR_TYPE_VHDX
 
-_HEADER = struct.Struct("<16sHH")
+HEADER_RECORD = struct.Struct("<16sHH")
 """
       0  16  locator type
      16   2  reserved
      18   2  count of pairs
 """
 
-_PAIR = struct.Struct("<IIHH")
+PAIR_RECORD = struct.Struct("<IIHH")
 """
       0   4  key's offset from the item's start
       4   4  value's offset
@@ -86,13 +86,13 @@ def parse_locator(data: bytes, file_offset: int, filename: str | None = None) ->
         CorruptImage: A pair lies outside the item or is not text, a key comes
             twice, or the linkage is missing or not a GUID.
     """
-    if len(data) < _HEADER.size:
+    if len(data) < HEADER_RECORD.size:
         raise _refuse(f"the parent locator has {len(data)} bytes; its header takes 20", file_offset)
-    raw_type, _, count = _HEADER.unpack_from(data)
+    raw_type, _, count = HEADER_RECORD.unpack_from(data)
     locator_type = Guid(raw_type)
     if locator_type != LOCATOR_TYPE_VHDX:
         return ParentLocator(locator_type, {}, None, None, file_offset, filename)
-    table_end = _HEADER.size + count * _PAIR.size
+    table_end = HEADER_RECORD.size + count * PAIR_RECORD.size
     if count > PAIRS_MAX or table_end > len(data):
         raise _refuse(
             f"the parent locator claims {count} pairs, more than its {len(data)} bytes hold or than "
@@ -100,8 +100,8 @@ def parse_locator(data: bytes, file_offset: int, filename: str | None = None) ->
             file_offset + 18,
         )
     pairs: dict[str, str] = {}
-    for at in range(_HEADER.size, table_end, _PAIR.size):
-        key_offset, value_offset, key_length, value_length = _PAIR.unpack_from(data, at)
+    for at in range(HEADER_RECORD.size, table_end, PAIR_RECORD.size):
+        key_offset, value_offset, key_length, value_length = PAIR_RECORD.unpack_from(data, at)
         key = _text(data, key_offset, key_length, "key", file_offset + at)
         value = _text(data, value_offset, value_length, "value", file_offset + at)
         if key in pairs:

@@ -28,7 +28,7 @@ DATA_SECTOR_SIGNATURE = b"data"
 ENTRY_HEADER_SIZE = 64
 DESCRIPTOR_SIZE = 32
 
-_HEADER = struct.Struct("<4sIIIQII16sQQ")
+ENTRY_HEADER_RECORD = struct.Struct("<4sIIIQII16sQQ")
 """
       0   4  "loge"
       4   4  CRC-32C of the whole entry, this field taken as zero
@@ -42,7 +42,7 @@ _HEADER = struct.Struct("<4sIIIQII16sQQ")
      56   8  last file offset    the length that the file needs
 """
 
-_DESCRIPTOR = struct.Struct("<4s4sQQQ")
+DESCRIPTOR_RECORD = struct.Struct("<4s4sQQQ")
 """
              data                           zero
       0   4  "desc"                         "zero"
@@ -117,7 +117,9 @@ def parse_entry_header(sector: bytes, position: int, log_guid: Guid, log_length:
     """
     if sector[:4] != ENTRY_SIGNATURE:
         return None
-    _, checksum, length, tail, sequence, count, _, guid, flushed, last = _HEADER.unpack_from(sector)
+    _, checksum, length, tail, sequence, count, _, guid, flushed, last = ENTRY_HEADER_RECORD.unpack_from(
+        sector
+    )
     sectors = descriptor_sectors(count)
     if (
         guid != log_guid
@@ -180,7 +182,7 @@ class EntryVerifier:
         at = ENTRY_HEADER_SIZE if self._sectors_seen == 0 else 0
         count = min(self._descriptors_left, (PAGE_SIZE - at) // DESCRIPTOR_SIZE)
         self._descriptors_left -= count
-        for signature, _, length, file_offset, sequence in _DESCRIPTOR.iter_unpack(
+        for signature, _, length, file_offset, sequence in DESCRIPTOR_RECORD.iter_unpack(
             sector[at : at + count * DESCRIPTOR_SIZE]
         ):
             if sequence != self._sequence or file_offset % PAGE_SIZE:
@@ -248,7 +250,7 @@ def parse_descriptors(entry: LogEntry, data: bytes) -> list[Descriptor]:
     page_index = 0
     end = ENTRY_HEADER_SIZE + entry.descriptor_count * DESCRIPTOR_SIZE
     for at in range(ENTRY_HEADER_SIZE, end, DESCRIPTOR_SIZE):
-        signature, trailing, leading_or_length, file_offset, _ = _DESCRIPTOR.unpack_from(data, at)
+        signature, trailing, leading_or_length, file_offset, _ = DESCRIPTOR_RECORD.unpack_from(data, at)
         if signature == DATA_DESCRIPTOR_SIGNATURE:
             leading = leading_or_length.to_bytes(8, "little")
             descriptors.append(Descriptor(file_offset, PAGE_SIZE, page_index, leading, trailing))

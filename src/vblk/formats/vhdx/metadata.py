@@ -35,7 +35,7 @@ from vblk.units import is_power_of_two
 
 SIGNATURE = b"metadata"
 
-_TABLE = struct.Struct("<8sHH20s")
+TABLE_RECORD = struct.Struct("<8sHH20s")
 """
       0   8  "metadata"
       8   2  reserved
@@ -43,7 +43,7 @@ _TABLE = struct.Struct("<8sHH20s")
      12  20  reserved
 """
 
-_ENTRY = struct.Struct("<16sIIII")
+ENTRY_RECORD = struct.Struct("<16sIIII")
 """
       0  16  item id; unique together with bit 0 of the flags
      16   4  offset from the region's start, at least 64 KiB
@@ -104,13 +104,16 @@ class MetadataTable(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-def parse_table(data: bytes, region_offset: int, region_length: int) -> MetadataTable:
+def parse_table(
+    data: bytes, region_offset: int, region_length: int, *, unfinished: bool = False
+) -> MetadataTable:
     """Parse the 64 KiB at the start of the metadata region.
 
     Args:
         data: The table.
         region_offset: File offset of the region.
         region_length: Its length in bytes.
+        unfinished: Accept the marker of an image whose creation is under way.
 
     Raises:
         CorruptImage: The table or an entry is wrong.
@@ -122,7 +125,7 @@ def parse_table(data: bytes, region_offset: int, region_length: int) -> Metadata
             "the metadata region does not start with the signature 'metadata'",
             offset=region_offset,
         )
-    _, reserved, count, reserved_tail = _TABLE.unpack_from(data)
+    _, reserved, count, reserved_tail = TABLE_RECORD.unpack_from(data)
     if count > TABLE_ENTRIES_MAX:
         raise CorruptImage(
             Reason.LIMIT,
@@ -135,7 +138,7 @@ def parse_table(data: bytes, region_offset: int, region_length: int) -> Metadata
     items: dict[tuple[Guid, bool], MetadataItem] = {}
     for index in range(count):
         at = 32 + 32 * index
-        item_id, offset, length, flags, reserved = _ENTRY.unpack_from(data, at)
+        item_id, offset, length, flags, reserved = ENTRY_RECORD.unpack_from(data, at)
         item = MetadataItem(
             Guid(item_id),
             offset,
@@ -145,7 +148,7 @@ def parse_table(data: bytes, region_offset: int, region_length: int) -> Metadata
             bool(flags & 4),
             region_offset + at,
         )
-        _check_item(item, region_length)
+        _check_item(item, region_length, unfinished)
         if (item.item_id, item.is_user) in items:
             raise CorruptImage(
                 Reason.DUPLICATE, f"the metadata table names the {item.name} twice", offset=item.entry_offset
@@ -165,11 +168,13 @@ def _reserved(where: str, offset: int) -> Finding:
     return Finding("T17", Severity.WARNING, f"reserved bits of {where} are set", offset)
 
 
-def _check_item(item: MetadataItem, region_length: int) -> None:
+def _check_item(item: MetadataItem, region_length: int, unfinished: bool) -> None:
     at = item.entry_offset
     if item.item_id == ZERO_GUID:
         raise CorruptImage(Reason.BAD_VALUE, "a metadata item has the id zero", offset=at)
     if item.item_id == ITEM_UNFINISHED and not item.is_user:
+        if unfinished:
+            return
         raise UnsupportedFeature(
             Reason.UNFINISHED, "the creation of this image was never finished", offset=at
         )

@@ -1,16 +1,21 @@
 """Who owns which MiB of the file.
 
-Owns: the table in which `check` finds two blocks that share a place. One byte a
-MiB, allocated where the file is used: 16 bytes of memory for 16 MiB of blocks.
+Owns: the table in which `check` finds two blocks that share a place, and a writer
+the space that is free. One byte a MiB, allocated where the file is used: 16 bytes
+of memory for 16 MiB of blocks.
 """
 
 import enum
+import re
+from collections.abc import Iterator
 
 from vblk.units import MIB
 
 _SEGMENT_SHIFT = 16
 _SEGMENT = 1 << _SEGMENT_SHIFT
 """MiB in one piece of the table."""
+
+_FREE = re.compile(rb"\x00+")
 
 
 class Owner(enum.IntEnum):
@@ -21,6 +26,7 @@ class Owner(enum.IntEnum):
     BLOCK_REST = 2
     BITMAP = 3
     ANCHOR = 4
+    STRUCTURE = 5
 
 
 class OwnershipTable:
@@ -60,6 +66,12 @@ class OwnershipTable:
         self.claimed += length
         return Owner.FREE
 
+    def cover(self, offset: int, length: int, owner: Owner) -> None:
+        """Give a whole range to an owner, whoever had it."""
+        for segment, start, stop in self._pieces(offset, length):
+            held = self._segments.setdefault(segment, bytearray(_SEGMENT))
+            held[start:stop] = bytes((owner,)) * (stop - start)
+
     def claim_blocks(self, offset: int, count: int, block_size: int) -> bool:
         """Claim `count` blocks that follow each other, all or none; tell whether it was free."""
         if self.owner_within(offset, count * block_size) is not Owner.FREE:
@@ -73,6 +85,17 @@ class OwnershipTable:
             taken += stop - start
         self.claimed += count * block_size
         return True
+
+    def free_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of `start` <= x < `end` that nobody owns, ascending; neighbours may touch."""
+        for segment, low, high in self._pieces(start, end - start):
+            base = segment << _SEGMENT_SHIFT
+            held = self._segments.get(segment)
+            if held is None:
+                yield (base + low) * MIB, (base + high) * MIB
+                continue
+            for match in _FREE.finditer(held, low, high):
+                yield (base + match.start()) * MIB, (base + match.end()) * MIB
 
     @staticmethod
     def _pieces(offset: int, length: int) -> list[tuple[int, int, int]]:

@@ -27,7 +27,7 @@ from vblk.units import MIB
 
 SIGNATURE = b"regi"
 
-_TABLE = struct.Struct("<4sIII")
+TABLE_RECORD = struct.Struct("<4sIII")
 """
       0   4  "regi"
       4   4  CRC-32C of 65536 bytes, this field taken as zero
@@ -35,7 +35,7 @@ _TABLE = struct.Struct("<4sIII")
      12   4  reserved
 """
 
-_ENTRY = struct.Struct("<16sQII")
+ENTRY_RECORD = struct.Struct("<16sQII")
 """
       0  16  GUID, unique in the table
      16   8  file offset        multiple of 1 MiB, at least 1 MiB
@@ -84,7 +84,7 @@ def is_valid_table(data: bytes) -> bool:
     """Tell whether 64 KiB have a region table's signature and a right checksum."""
     if len(data) != REGION_TABLE_SIZE or data[:4] != SIGNATURE:
         return False
-    checksum: int = _TABLE.unpack_from(data)[1]
+    checksum: int = TABLE_RECORD.unpack_from(data)[1]
     return crc32c_without(data, CHECKSUM_OFFSET) == checksum
 
 
@@ -128,7 +128,7 @@ def choose_table(copies: tuple[bytes, bytes], file_size: int) -> RegionTable:
 def _parse_table(
     data: bytes, table_offset: int, file_size: int, findings: list[Finding], reasons: list[str]
 ) -> RegionTable:
-    _, _, count, reserved = _TABLE.unpack_from(data)
+    _, _, count, reserved = TABLE_RECORD.unpack_from(data)
     if count > TABLE_ENTRIES_MAX:
         raise CorruptImage(
             Reason.LIMIT,
@@ -182,7 +182,7 @@ def _parse_table(
 
 
 def _parse_entry(data: bytes, at: int) -> tuple[Region, int]:
-    guid, file_offset, length, flags = _ENTRY.unpack_from(data, at)
+    guid, file_offset, length, flags = ENTRY_RECORD.unpack_from(data, at)
     return Region(Guid(guid), file_offset, length, bool(flags & 1), at), flags
 
 

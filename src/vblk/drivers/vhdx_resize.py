@@ -1,0 +1,241 @@
+"""Changing the virtual size of a VHDX image.
+
+Owns: the steps of growing and shrinking, each of which leaves a sound image. What
+they mean for blocks and entries is `vblk.formats.vhdx.resizing`.
+
+Ordering rules, for `resize` has the whole disk for itself:
+- A BAT region that is too small moves first, as a change of its own: the whole
+  table is written to its new place and flushed; then one batch has both region
+  tables. The old place is free when that is durable.
+- A disk grows in steps, so that what one step changes goes into one batch
+  together with the size: blocks of a fixed image, blocks that hide what the
+  parent has behind the old end.
+
+Source: [MS-VHDX] "Region Table", "BAT", "Virtual Disk Size".
+"""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from vblk.errors import Misaligned, OutOfRange, Unsupported
+from vblk.extent import Missing
+from vblk.formats.vhdx.bat import Geometry
+from vblk.formats.vhdx.encode import encode_region_table, encode_virtual_size
+from vblk.formats.vhdx.layout import (
+    BAT_ENTRY_SIZE,
+    ITEM_VIRTUAL_DISK_SIZE,
+    PAGE_SIZE,
+    REGION_TABLE_OFFSETS,
+    VIRTUAL_SIZE_MAX,
+)
+from vblk.formats.vhdx.plan import Plan
+from vblk.formats.vhdx.resizing import (
+    GrowthPlanner,
+    clear_entries,
+    edit_bytes,
+    lost_entries,
+    new_entries,
+    pages_of,
+    pages_under,
+)
+from vblk.formats.vhdx.writing import BlockWriter
+from vblk.graph.node import Preallocation
+from vblk.units import MIB, FileOffset, align_up
+
+if TYPE_CHECKING:
+    from vblk.drivers.vhdx_writer import VhdxWriter
+
+STEP_BLOCKS = 32768
+"""The most blocks that one step of a growth maps: 64 BAT pages, well below what a batch takes."""
+
+SIZE_PAGES = 2
+"""The most pages that the size item, 8 bytes, can touch."""
+
+
+async def resize(writer: "VhdxWriter", blocks: BlockWriter, size: int, preallocation: Preallocation) -> None:
+    """Give the disk another size; nobody else uses it meanwhile.
+
+    Raises:
+        OutOfRange: No VHDX disk is so small or large.
+        Misaligned: It is not a whole number of sectors.
+        Unsupported: The preallocation is not possible, or what the parent holds
+            behind the present end is not known.
+    """
+    old = blocks.geometry
+    _check(writer, blocks, size, preallocation)
+    if size < old.virtual_size:
+        await _shrink(writer, blocks, size)
+    elif size > old.virtual_size:
+        await _make_table_room(writer, blocks, size)
+        if blocks.fixed:
+            await _preallocate(writer, blocks, size, preallocation)
+        step = STEP_BLOCKS << old.block_shift
+        parent_size = writer.parent_size
+        while blocks.geometry.virtual_size < size:
+            now = blocks.geometry.virtual_size
+            by_steps = blocks.fixed or now < parent_size
+            await _grow(writer, blocks, min(size, now + step) if by_steps else size, parent_size)
+
+
+def _check(writer: "VhdxWriter", blocks: BlockWriter, size: int, preallocation: Preallocation) -> None:
+    filename = writer.node.filename
+    if not 0 < size <= VIRTUAL_SIZE_MAX:
+        raise OutOfRange(f"a VHDX disk cannot have {size} bytes: the limit is 64 TiB", filename=filename)
+    if size % blocks.geometry.sector_size:
+        raise Misaligned(
+            f"the size {size} is not a multiple of the disk's {blocks.geometry.sector_size}-byte sectors",
+            filename=filename,
+        )
+    possible = (Preallocation.OFF, Preallocation.FALLOC, Preallocation.FULL)
+    if preallocation not in (possible if blocks.fixed else (Preallocation.OFF,)):
+        raise Unsupported(f"Unsupported preallocation mode: {preallocation.value}", filename=filename)
+    if size > blocks.geometry.virtual_size and writer.node.backing_left_closed:
+        raise Unsupported("a disk cannot grow without its parent, which was not opened", filename=filename)
+
+
+def _geometry(blocks: BlockWriter, size: int) -> Geometry:
+    old = blocks.geometry
+    return Geometry(size, old.block_size, old.sector_size, old.differencing, old.bat_offset, old.bat_length)
+
+
+async def _grow(writer: "VhdxWriter", blocks: BlockWriter, size: int, parent_size: int) -> None:
+    """Grow by one step."""
+    old, new = blocks.geometry, _geometry(blocks, size)
+    with ExitStack() as pins:
+        strays = await _load_strays(writer, old, new, pins)
+        await _load(writer, _size_pages(writer), pins)
+        blocks.geometry = new
+        try:
+            planned = await writer.answered(
+                blocks, lambda blocks: GrowthPlanner(blocks, old, size, parent_size).plan()
+            )
+            async with writer.carried_out(blocks, planned, more_pages=len(strays) + SIZE_PAGES):
+                await writer.fill(planned)
+                for at, first, count in strays:
+                    clear_entries(blocks.edits, new, at, first, count)
+                _edit_size(writer, blocks, size)
+        except BaseException:
+            blocks.geometry = old
+            raise
+        _adopt_size(writer, blocks, size)
+
+
+async def _load_strays(
+    writer: "VhdxWriter", old: Geometry, new: Geometry, pins: ExitStack
+) -> list[tuple[int, int, int]]:
+    """Load and return the BAT pages that hold something where nothing should be: (page, first, count)."""
+    strays: list[tuple[int, int, int]] = []
+    pages = writer.node.pages
+    for first, count in new_entries(old, new):
+        window = range(0)
+        data = b""
+        for at in pages_of(new, first, count):
+            page = pages.get(at)
+            if page is None:
+                if at not in window:
+                    window = range(at, at + MIB)
+                    data = await writer.node.read_metadata(at, MIB)
+                page = data[at - window.start : at - window.start + PAGE_SIZE]
+            low = max(0, new.entry_offset(first) - at)
+            high = min(PAGE_SIZE, new.entry_offset(first + count) - at)
+            if page[low:high].strip(b"\0"):
+                await _load(writer, range(at, at + 1, PAGE_SIZE), pins)
+                strays.append((at, first, count))
+    return strays
+
+
+async def _shrink(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
+    """Publish the smaller size, then clear what is behind it, as much as one batch takes at a time."""
+    old, new = blocks.geometry, _geometry(blocks, size)
+    with ExitStack() as pins:
+        await _load(writer, _size_pages(writer), pins)
+        async with writer.carried_out(blocks, Plan(), more_pages=SIZE_PAGES):
+            _edit_size(writer, blocks, size)
+    blocks.geometry = new
+    _adopt_size(writer, blocks, size)
+    for first, count in lost_entries(old, new):
+        for at in pages_of(old, first, count):
+            with ExitStack() as pins:
+                await _load(writer, range(at, at + 1, PAGE_SIZE), pins)
+                async with writer.carried_out(blocks, Plan(), more_pages=1):
+                    released = clear_entries(blocks.edits, old, at, first, count)
+                    blocks.edits.require(barrier=False, released=released)
+
+
+async def _make_table_room(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
+    """Move the BAT region to a larger place, if it is too small for the new size."""
+    new = _geometry(blocks, size)
+    old_region = writer.node.image.regions.bat
+    length = align_up(new.entries * BAT_ENTRY_SIZE, MIB)
+    if length <= old_region.length:
+        return
+    await writer.settle()
+    writer.node.pages.clear()
+    place = await writer.taken(blocks, length)
+    plan = Plan(places=[place], barrier=True, released=[(old_region.file_offset, old_region.length)])
+    regions = writer.node.image.regions
+    moved = regions._replace(
+        bat=regions.bat._replace(file_offset=place.file_offset, length=length, required=True),
+        metadata=regions.metadata._replace(required=True),
+    )
+    table = encode_region_table(sorted(moved.all(), key=lambda region: region.entry_offset))
+    with ExitStack() as pins:
+        for at in REGION_TABLE_OFFSETS:
+            await _load(writer, pages_under(at, len(table)), pins)
+        async with writer.carried_out(blocks, plan, more_pages=2 * len(table) // PAGE_SIZE):
+            await _copy_table(writer, blocks, place.file_offset, length, fresh=place.fresh)
+            for at in REGION_TABLE_OFFSETS:
+                edit_bytes(blocks.edits, at, table)
+    writer.node.adopt(writer.node.image.changed(regions=moved))
+    writer.follow(blocks)
+
+
+async def _copy_table(
+    writer: "VhdxWriter", blocks: BlockWriter, file_offset: int, length: int, *, fresh: bool
+) -> None:
+    """Copy the BAT, which is all in its place, and nothing behind its last entry."""
+    old = blocks.geometry
+    used = old.entries * BAT_ENTRY_SIZE
+    for start in range(0, used, MIB):
+        count = min(MIB, used - start)
+        data = await writer.node.read_metadata(old.bat_offset + start, count)
+        await writer.node.file.write(file_offset + start, data)
+    if not fresh:
+        await writer.node.file.write_zeroes(file_offset + used, length - used)
+
+
+async def _preallocate(
+    writer: "VhdxWriter", blocks: BlockWriter, size: int, preallocation: Preallocation
+) -> None:
+    """Extend the file at once by what a fixed image's new blocks take."""
+    added = _geometry(blocks, size).payload_blocks - blocks.geometry.payload_blocks
+    if added:
+        await writer.extend_by(blocks, added * blocks.geometry.block_size, preallocation)
+
+
+def _size_pages(writer: "VhdxWriter") -> range:
+    return pages_under(_size_offset(writer), 8)
+
+
+def _size_offset(writer: "VhdxWriter") -> int:
+    image = writer.node.image
+    return image.regions.metadata.file_offset + image.items.known[ITEM_VIRTUAL_DISK_SIZE].offset
+
+
+def _edit_size(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
+    edit_bytes(blocks.edits, _size_offset(writer), encode_virtual_size(size))
+
+
+def _adopt_size(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
+    image = writer.node.image
+    writer.node.adopt(image.changed(facts=image.facts._replace(virtual_size=size)))
+    writer.follow(blocks)
+
+
+async def _load(writer: "VhdxWriter", pages: range, pins: ExitStack) -> None:
+    """Bring pages into memory until `pins` is closed."""
+    store = writer.node.pages
+    pins.enter_context(store.pinned(pages))
+    absent = [at for at in pages if store.get(at) is None]
+    if absent:
+        await writer.node.load(Missing([(FileOffset(at), PAGE_SIZE) for at in absent]), pins)
