@@ -11,12 +11,12 @@ import pytest
 
 from tests.support.crash import Session as Run
 from tests.support.crash import explore
-from tests.support.crash_workloads import MAKE, WORKLOADS
+from tests.support.crash_workloads import MAKE, WORKLOADS, reuse_bitmaps
 from vblk.codec.guid import ZERO_GUID
 from vblk.drivers.vhdx_session import Level, Session
 from vblk.drivers.vhdx_writer import VhdxWriter
 from vblk.formats.vhdx import writing
-from vblk.formats.vhdx.edits import Batch, EditedPages
+from vblk.formats.vhdx.edits import Batch, EditedPages, Range
 from vblk.formats.vhdx.journal import Journal, Lengths
 from vblk.formats.vhdx.plan import Plan
 from vblk.formats.vhdx.planner import Planner
@@ -140,6 +140,15 @@ def forgets_readers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(VhdxWriter, "reading", nothing)
 
 
+def reuses_what_the_log_knows(patch: pytest.MonkeyPatch) -> None:
+    """Let blocks have the space of tables of which the log still has pages."""
+
+    def never(_: Session, __: Range) -> bool:
+        return False
+
+    patch.setattr(Session, "_may_be_replayed", never)
+
+
 def numbers_entries_anew(patch: pytest.MonkeyPatch) -> None:
     """Let the parked entry and the next pass be one sequence, whose tail is already overwritten."""
     compose = Journal.compose
@@ -152,6 +161,7 @@ def numbers_entries_anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "compose", tailed)
 
 
+ALL = {**WORKLOADS, "reuse_bitmaps": reuse_bitmaps}
 CASES: dict[str, tuple[Break, str, str]] = {
     f"{broken.__name__}-{make}": (broken, make, workload)
     for broken, make, workload in (
@@ -168,6 +178,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
         (cuts_the_file_early, "dynamic", "reuse"),
         (forgets_readers, "dynamic", "read_beside"),
         (numbers_entries_anew, "dynamic", "reuse"),
+        (reuses_what_the_log_knows, "child", "reuse_bitmaps"),
     )
 }
 
@@ -181,7 +192,7 @@ def test_a_writer_that_breaks_a_rule_is_caught(
     async def run(seed: int) -> None:
         image = await MAKE[make](tmp_path)
         session = Run(image.files, image.chain, image.disk, seed=seed)
-        await session.run(WORKLOADS[workload])
+        await session.run(ALL[workload])
         await explore(session, tmp_path, effort=EFFORT, seed=seed)
 
     monkeypatch.setattr("vblk.formats.vhdx.journal.PASS_SIZE_MAX", 6 * 4096)

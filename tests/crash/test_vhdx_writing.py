@@ -20,6 +20,8 @@ from tests.support.crash_workloads import (
     killed_while_closing,
     resize,
     reuse,
+    reuse_bitmaps,
+    reuse_table,
     wide,
 )
 from vblk.testing import Action, Content, Effort, Explorer
@@ -55,6 +57,14 @@ def test_no_crash_mixes_sizes(tmp_path: Path, make: str, seed: int) -> None:
 @pytest.mark.parametrize("make", ["dynamic", "child"])
 def test_no_crash_mixes_an_old_and_a_new_block_table(tmp_path: Path, make: str, seed: int) -> None:
     crash(tmp_path, make, grow_much, seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("make", "workload"), [("dynamic", reuse_table), ("child", reuse_bitmaps)])
+def test_no_crash_replays_old_tables_over_new_blocks(
+    tmp_path: Path, make: str, workload: Workload, seed: int
+) -> None:
+    crash(tmp_path, make, workload, seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

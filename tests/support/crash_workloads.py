@@ -251,6 +251,36 @@ async def grow_much(session: Session) -> None:
     await disk.flush()
 
 
+async def reuse_table(session: Session) -> None:
+    """Move the block table while the log still has pages of it, and let blocks take its place."""
+    disk = session.disk
+    await disk.write(0, 4 * KIB)
+    await disk.flush()
+    await disk.resize(200 << 30)
+    await _write_after(session, range(2, 5))
+
+
+async def reuse_bitmaps(session: Session) -> None:
+    """Cut a sector bitmap off while the log still has pages of it, and let blocks take its place."""
+    disk = session.disk
+    await disk.resize(5 << 30)
+    for at in (9 << 29, (9 << 29) + 16 * KIB):
+        await disk.write(at, 4 * KIB)
+        await disk.flush()
+    await disk.resize(8 * MIB)
+    await _write_after(session, range(3, 8))
+
+
+async def _write_after(session: Session, blocks: range) -> None:
+    """Let what was released become free, then fill blocks."""
+    await session.disk.flush()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    for block in blocks:
+        await session.disk.write(block * BLOCK, BLOCK)
+    await session.disk.flush()
+
+
 async def fill_log(session: Session) -> None:
     """Change so many pages of the block table so often that the log goes round."""
     disk = session.disk

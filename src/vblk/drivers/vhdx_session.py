@@ -10,6 +10,8 @@ Ordering rules, each step durable before the next:
 - A flush: payload, if the batch has a barrier; the log entry, and with it all
   payload that was written before. Then it is answered.
 - A full pass of the log: all pages of the pass in their places; the parked log.
+- Space that held metadata: free only after the pass that logged any of it, for
+  until then a replay writes the old pages there.
 - The end: all pages in their places; both headers without a log GUID.
 A flush or a header that fails poisons: what is on the medium is not known any
 more. A log entry for which there is no room does not: nothing was promised yet.
@@ -100,6 +102,8 @@ class Session:
         self._data_write_guid = data_write_guid
         self._journal = self._new_journal()
         self._flushed_length = align_down(file.size, MIB)
+        self._pass_mibs: set[int] = set()
+        self._held: list[Range] = []
         self._beginning = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._flusher = FlushSequencer(self._flush_once, filename=filename)
@@ -188,6 +192,7 @@ class Session:
         if self.level is not Level.NONE:
             await self._publish(self.header._replace(log_guid=ZERO_GUID))
             self.level = Level.NONE
+            self._let_go()
 
     async def _publish(self, header: Header) -> None:
         self.header = await self._poisoning(publish_header(self._file, header))
@@ -213,7 +218,20 @@ class Session:
                 self._edits.thaw(batch)
                 raise FlushPostponed from error
             self._edits.logged(batch)
-            self._durable(batch.released)
+            self._pass_mibs.update(at // MIB for at in batch.pages)
+            self._held += [place for place in batch.released if self._may_be_replayed(place)]
+            self._durable([place for place in batch.released if not self._may_be_replayed(place)])
+
+    def _may_be_replayed(self, place: Range) -> bool:
+        """Tell whether the log has pages for a place: what comes there next would be lost by a replay."""
+        first, last = place[0] // MIB, (place[0] + place[1] - 1) // MIB
+        return any(first <= mib <= last for mib in self._pass_mibs)
+
+    def _let_go(self) -> None:
+        """Hand over the space that only the log still knew: it knows it no more."""
+        self._pass_mibs.clear()
+        held, self._held = self._held, []
+        self._durable(held)
 
     async def _log(self, batch: Batch) -> None:
         if batch.barrier:
@@ -228,6 +246,7 @@ class Session:
 
     async def _park(self) -> None:
         await self._write_log(self._journal.park(self._lengths()))
+        self._let_go()
 
     async def _write_log(self, write: LogWrite) -> None:
         await self._file.write(write.file_offset, write.data)
