@@ -18,6 +18,7 @@ LEVELS = {
     "protocols": 4,
     "drivers": 4,
     "filters": 4,
+    "creating": 4,
     "opening": 4,
     "jobs": 5,
     "disk": 5,

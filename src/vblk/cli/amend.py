@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
+from vblk.cli.creation import read_options
 from vblk.cli.failure import Failure
 from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
-from vblk.cli.raw_options import read_options
 
 
 @dataclass(slots=True)

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
+from vblk.cli.creation import Request, local_target, options_help, read_options, request
 from vblk.cli.failure import SUCCESS, Failure, could_not_open, sentence
 from vblk.cli.images import ImageArguments, image_graph, image_options, named_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
-from vblk.cli.raw_options import RawOptions, options_help, raw_options, read_options
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
-from vblk.cli.targets import local_target, require_creatable, require_no_backing
 from vblk.cli.values import TARGET_CACHE_TYPE, NumberType, SizeType
 from vblk.errors import BlockError
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated
-from vblk.jobs.target import Made, new_raw_image
+from vblk.jobs.target import Made, new_image
 from vblk.opening import open_image
 from vblk.units import MIB
 
@@ -80,7 +79,6 @@ async def run(arguments: Arguments, console: Console) -> int:
     """Check the options, open the sources, copy."""
     options = read_options(arguments.options)
     if options.wants_help:
-        require_creatable(arguments.form)
         console.print(*options_help(arguments.form, with_file=len(arguments.operands) > 1))
         return SUCCESS
     _check_combinations(arguments)
@@ -128,12 +126,13 @@ def _check_combinations(arguments: Arguments) -> None:
         check_snapshot_name(arguments.snapshot)
 
 
-def _creation(arguments: Arguments, values: dict[str, str]) -> RawOptions:
-    require_creatable(arguments.form)
-    creation = raw_options(values)
-    require_no_backing(arguments.form, arguments.backing, arguments.backing_format)
-    creation.mode()
-    return creation
+def _creation(arguments: Arguments, values: dict[str, str]) -> Request:
+    wanted = request(arguments.form, values, arguments.backing, arguments.backing_format)
+    if wanted.backing_file is not None and wanted.backing_format is None:
+        if wanted.creator.backing_format is None:
+            raise Failure("Use of backing file requires explicit backing format")
+        wanted.backing_format = wanted.creator.backing_format
+    return wanted
 
 
 @asynccontextmanager
@@ -142,7 +141,7 @@ async def _opened_target(
     arguments: Arguments,
     name: str,
     size: int,
-    creation: RawOptions | None,
+    creation: Request | None,
     console: Console,
 ) -> AsyncGenerator[Made]:
     """Yield the target, new or existing; a new one is kept if the block ends well."""
@@ -151,12 +150,9 @@ async def _opened_target(
         return
     opened = False
     try:
-        async with new_raw_image(
-            graph,
-            local_target(name),
-            creation.creation(size),
-            cache=arguments.target_cache,
-        ) as made:
+        backing = await creation.opened_backing(graph, name, rules=arguments.rules())
+        image = await creation.plan(name, size, backing)
+        async with new_image(graph, local_target(name), image, cache=arguments.target_cache) as made:
             opened = True
             yield made
     except BlockError as error:
@@ -231,7 +227,7 @@ VERB = Verb(
     run,
     Arguments,
     [
-        option("-O", "output_format", metavar="FMT", help="Format of the result: raw, the default."),
+        option("-O", "output_format", metavar="FMT", help="Format of the result: raw, the default, or vhdx."),
         option("-o", "options", metavar="OPTIONS", multiple=True, help="How it is made; -o help lists all."),
         flag("-n", "skip_create", help="The target exists: copy into it, and do not make it anew."),
         flag("--target-image-opts", help="The target's name is options, as with --image-opts; wants -n."),
@@ -244,8 +240,13 @@ VERB = Verb(
             default="unsafe",
             help="Cache mode for writing; unsafe, the default, does not wait for stable storage.",
         ),
-        option("-B", "backing", metavar="FILE", help="Refused: raw images have no backing file."),
-        option("-F", "backing_format", metavar="FMT", help="Refused: raw images have no backing file."),
+        option(
+            "-B",
+            "backing",
+            metavar="FILE",
+            help="What the result stands on, from its own folder: makes a VHDX a differencing image.",
+        ),
+        option("-F", "backing_format", metavar="FMT", help="The format of that."),
         flag("-c", "compress", help="Refused: raw images are not compressed."),
         flag("-C", "copy_offload", help="Let the kernel copy all data, and look for no zeros in it."),
         option(

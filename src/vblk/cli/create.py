@@ -8,22 +8,12 @@ from dataclasses import dataclass
 
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
+from vblk.cli.creation import local_target, options_help, read_options, request, require_known_protocol
 from vblk.cli.failure import SUCCESS, Failure, sentence
-from vblk.cli.raw_options import options_help, raw_options, read_options
-from vblk.cli.targets import (
-    local_target,
-    require_creatable,
-    require_known_protocol,
-    require_no_backing,
-)
 from vblk.cli.values import bounded_size, size_refusal
 from vblk.errors import BlockError
 from vblk.graph.registry import Graph
-from vblk.jobs.target import new_raw_image
-from vblk.units import OFFSET_MAX
-
-SIZE_MAX = OFFSET_MAX - OFFSET_MAX % 512
-"""The largest raw image in bytes: whole sectors below what a file offset can say."""
+from vblk.jobs.target import make_image
 
 
 @dataclass(slots=True)
@@ -44,7 +34,6 @@ async def run(arguments: Arguments, console: Console) -> int:
     """Make the image and announce it."""
     options = read_options(arguments.options)
     if options.wants_help:
-        require_creatable(arguments.format)
         console.print(*options_help(arguments.format, with_file=bool(arguments.operands)))
         return SUCCESS
     if not arguments.operands:
@@ -70,21 +59,23 @@ async def run(arguments: Arguments, console: Console) -> int:
 async def _create(
     arguments: Arguments, name: str, size: int | None, values: dict[str, str], console: Console
 ) -> None:
-    require_creatable(arguments.format)
-    require_no_backing(arguments.format, arguments.backing, arguments.backing_format)
-    options = raw_options(values)
-    wanted = size if size is not None else options.size
-    if wanted is None:
-        raise Failure("Image creation needs a size parameter")
+    wanted = request(arguments.format, values, arguments.backing, arguments.backing_format)
+    if size is not None and wanted.size is not None:
+        raise Failure("The image size must be specified only once")
+    size = size if size is not None else wanted.size
     require_known_protocol(name)
-    if not arguments.quiet:
-        console.print(options.formatting(name, arguments.format, wanted))
-    creation = options.creation(wanted)
-    path = local_target(name)
-    if wanted > SIZE_MAX:
-        raise Failure(f"The image size is too large for file format '{arguments.format}'")
-    async with Graph() as graph, new_raw_image(graph, path, creation):
-        pass
+    async with Graph() as graph:
+        if wanted.backing_file == name:
+            raise Failure("Error: Trying to create an image with the same filename as the backing file")
+        backing = await wanted.opened_backing(graph, name, chain=not arguments.unsafe)
+        if size is None and backing is not None:
+            size = backing.size
+        if size is None:
+            raise Failure("Image creation needs a size parameter")
+        if not arguments.quiet:
+            console.print(wanted.announced(name, size))
+        image = await wanted.plan(name, size, backing)
+        await make_image(graph, local_target(name), image)
 
 
 VERB = Verb(
@@ -92,17 +83,29 @@ VERB = Verb(
     run,
     Arguments,
     [
-        option("-f", "--format", "format", metavar="FMT", default="raw", help="Format: raw, the default."),
+        option(
+            "-f",
+            "--format",
+            "format",
+            metavar="FMT",
+            default="raw",
+            help="Its format: raw, or vhdx.",
+        ),
         option(
             "-o",
             "options",
             metavar="OPTIONS",
             multiple=True,
-            help="preallocation=off|falloc|full,size=...; -o help lists all.",
+            help="How it is made: NAME=VALUE,...; -o help lists all.",
         ),
-        option("-b", "backing", metavar="FILE", help="Refused: raw images have no backing file."),
-        option("-F", "backing_format", metavar="FMT", help="Refused: raw images have no backing file."),
-        flag("-u", "unsafe", help="Do not open the backing file: of no effect, as there is none."),
+        option(
+            "-b",
+            "backing",
+            metavar="FILE",
+            help="What it stands on, from its own folder: makes a VHDX a differencing image.",
+        ),
+        option("-F", "backing_format", metavar="FMT", help="The format of that."),
+        flag("-u", "unsafe", help="Do not look for what the backing file stands on in its turn."),
         flag("-q", "quiet", help="Say nothing but errors."),
         option(
             "--object", "objects", metavar="OBJECT", multiple=True, help="Refused: no object is needed here."

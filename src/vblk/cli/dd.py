@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, option
 from vblk.cli.console import Console
+from vblk.cli.creation import local_target, request, required_creator
 from vblk.cli.failure import SUCCESS, Failure, sentence
 from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
-from vblk.cli.targets import local_target, require_creatable
 from vblk.cli.values import bounded_size
 from vblk.errors import BlockError
 from vblk.graph.plane import Mover
 from vblk.jobs.copy import CopyJob, CopyPlan, Source
-from vblk.jobs.target import NewImage, new_raw_image
+from vblk.jobs.target import new_image
 
 BLOCK_SIZE = 512
 BLOCK_SIZE_MAX = (1 << 31) - 1
@@ -73,7 +73,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     name, target = operands.source, operands.target
     async with image_graph(arguments) as graph:
         handle = await open_named(graph, name, arguments, console)
-        require_creatable(arguments.output_format, "Unknown file format")
+        required_creator(arguments.output_format, "Unknown file format")
         end = handle.size
         if operands.count is not None:
             end = min(end, (operands.skip + operands.count) * operands.block_size)
@@ -83,9 +83,8 @@ async def run(arguments: Arguments, console: Console) -> int:
         start = min(start, end)
         opened = False
         try:
-            async with new_raw_image(
-                graph, local_target(target), NewImage(end - start), cache="unsafe"
-            ) as made:
+            image = await request(arguments.output_format, {}, None, None).plan(target, end - start, None)
+            async with new_image(graph, local_target(target), image, cache="unsafe") as made:
                 opened = True
                 source = Source(handle, -start, start, end - start)
                 job = CopyJob(
@@ -109,7 +108,7 @@ VERB = Verb(
     run,
     Arguments,
     [
-        option("-O", "output_format", metavar="FMT", default="raw", help="Format of the new image: raw."),
+        option("-O", "output_format", metavar="FMT", default="raw", help="Its format: raw or vhdx."),
         *image_options(),
     ],
     operands="[bs=SIZE] [count=N] [skip=N] if=INPUT of=OUTPUT",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from vblk.cli.command import Verb, option
 from vblk.cli.console import Console
+from vblk.cli.creation import read_options, request
 from vblk.cli.failure import SUCCESS, Failure
 from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
-from vblk.cli.raw_options import raw_options, read_options
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
 from vblk.cli.values import OUTPUT_TYPE, SizeType
 from vblk.opening import FORMATS, KNOWN_ELSEWHERE, PROTOCOLS
@@ -41,7 +41,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if form != "raw":
         raise Failure(f"Block driver '{form}' does not support size measurement")
     try:
-        raw_options(options.values)
+        request(form, options.values, None, None)
     except Failure as failure:
         raise Failure(*failure.lines, f"Invalid options for file format '{form}'") from failure
     size = arguments.size

@@ -20,30 +20,15 @@ from typing import NamedTuple
 
 from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write
 from vblk.errors import BlockError, StorageError
+from vblk.graph.creation import FileOptions, NewImage
+from vblk.graph.edge import Permission
 from vblk.graph.handle import Handle
-from vblk.graph.node import Node, Preallocation
+from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.opening import open_image
-from vblk.options import NodeOptions
-from vblk.units import KIB, MIB, align_up
+from vblk.options import NodeOptions, NodeReference
 
-FIRST_BLOCK = 4 * KIB
-SECTOR = 512
-EXTENT_SIZE_HINT = MIB
 _NEW_MODE = 0o644
-
-
-class NewImage(NamedTuple):
-    """What is to be made: a raw image of `size` bytes.
-
-    `nocow` asks btrfs to write in place; `extent_size_hint`, in bytes, asks XFS
-    for extents of that size, 0 for none.
-    """
-
-    size: int
-    preallocation: Preallocation = Preallocation.OFF
-    nocow: bool = False
-    extent_size_hint: int = EXTENT_SIZE_HINT
 
 
 class Made(NamedTuple):
@@ -71,18 +56,8 @@ class _Place(NamedTuple):
         return self.existing is not None and not stat.S_ISREG(self.existing.st_mode)
 
 
-@asynccontextmanager
-async def new_raw_image(
-    graph: Graph,
-    name: str,
-    image: NewImage,
-    *,
-    cache: str = "writeback",
-) -> AsyncGenerator[Made]:
-    """Yield a new raw image; keep it if the block ends well.
-
-    A file's length is rounded up to whole sectors. Its first block is written,
-    so that those who open it with O_DIRECT can find out what alignment it wants.
+async def make_image(graph: Graph, name: str, image: NewImage, *, cache: str = "writeback") -> None:
+    """Make a new image.
 
     Args:
         graph: Where the nodes live.
@@ -95,36 +70,79 @@ async def new_raw_image(
         PermissionConflict: Somebody uses the file that stands there.
         NoSpace: There is no room for it.
     """
+    async with _new_file(graph, name, image.file, cache) as leaf:
+        await image.create(leaf, durable=cache != "unsafe", unfinished=False)
+
+
+@asynccontextmanager
+async def new_image(
+    graph: Graph, name: str, image: NewImage, *, cache: str = "writeback"
+) -> AsyncGenerator[Made]:
+    """Make a new image, yield it open for writing, and keep it if the block ends well.
+
+    Until then it is marked as unfinished, if its format has that.
+    Arguments and errors are those of `make_image`.
+    """
+    durable = cache != "unsafe"
+    async with _new_file(graph, name, image.file, cache) as leaf:
+        await image.create(leaf, durable=durable, unfinished=True)
+        backing = None if image.backing is None else NodeReference(image.backing.name)
+        options = NodeOptions(
+            driver=image.driver,
+            own=dict(image.own),
+            children={"file": NodeReference(leaf.name), "backing": backing},
+        )
+        handle = await _open(graph, options, leaf.filename, name, cache)
+        try:
+            yield Made(handle, backing is None and leaf.driver != "host_device")
+            if durable:
+                await handle.flush()
+        except BaseException:
+            with suppress(BlockError):
+                await graph.release(handle)
+            raise
+        await graph.release(handle)
+        await image.finish(leaf, durable=durable)
+
+
+@asynccontextmanager
+async def _new_file(graph: Graph, name: str, options: FileOptions, cache: str) -> AsyncGenerator[Node]:
+    """Yield the file in which a new image is made, and give it its name if the block ends well."""
     place = await graph.engine.run(lambda: _find_place(name))
     guard: Handle | None = None
+    keeper: Handle | None = None
     made = False
     try:
         if place.existing is not None:
-            guard = await _open_below(graph, place, cache)
-        if place.temporary is not None:
-            made = True  # from here on a cancellation may find it there
-            await graph.engine.run(lambda: _make_file(place, image))
-            handle = await _open_file(graph, place.temporary, name, cache)
-        elif guard is not None:
-            handle, guard = guard, None
+            driver = "host_device" if place.is_device else "file"
+            guard = await _open_leaf(graph, driver, place.path, name, cache)
+        if place.temporary is None and guard is not None:
+            keeper, guard = guard, None
         else:
-            await graph.engine.run(lambda: _make_file(place, image))
-            handle = await _open_file(graph, place.path, name, cache)
-        await _prepare(handle, place, image)
-        yield Made(handle, not place.is_device)
+            made = True  # from here on a cancellation may find it there
+            await graph.engine.run(lambda: _make_file(place, options))
+            keeper = await _open_leaf(graph, "file", place.temporary or place.path, name, cache)
+        keeper = await _only_kept(graph, keeper)
+        yield keeper.node
         if cache != "unsafe":
-            await handle.flush()
+            await keeper.node.flush()
         if place.temporary is not None:
             await graph.engine.run(lambda: _publish(place, durable=cache != "unsafe"))
-            made = False
-        await graph.release(handle)
+        made = False
     finally:
-        if guard is not None:
-            await graph.release(guard)
-        if made:
-            assert place.temporary is not None
+        for handle in (keeper, guard):
+            if handle is not None:
+                await graph.release(handle)
+        if made and place.temporary is not None:
             with suppress(OSError):
                 os.unlink(place.temporary)
+
+
+async def _only_kept(graph: Graph, handle: Handle) -> Handle:
+    """Return a handle that keeps a node open and leaves all of its use to others."""
+    keeper = graph.hold(handle.node, "the new image", Permission.NONE)
+    await graph.release(handle)
+    return keeper
 
 
 def _find_place(name: str) -> _Place:
@@ -150,7 +168,7 @@ def _temporary_name(path: str) -> str:
     return os.path.join(folder, f".{base[:180]}.{os.urandom(6).hex()}.vblk-part")
 
 
-def _make_file(place: _Place, image: NewImage) -> None:
+def _make_file(place: _Place, options: FileOptions) -> None:
     """Create the file, empty, with the mode and owner of the one it will replace."""
     path = place.temporary or place.path
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
@@ -163,19 +181,19 @@ def _make_file(place: _Place, image: NewImage) -> None:
             with suppress(OSError):
                 os.fchown(descriptor, place.existing.st_uid, place.existing.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(place.existing.st_mode))
-        _pass_hints(descriptor, image)
+        _pass_hints(descriptor, options)
     finally:
         os.close(descriptor)
 
 
-def _pass_hints(descriptor: int, image: NewImage) -> None:
+def _pass_hints(descriptor: int, options: FileOptions) -> None:
     """Tell the file system how the file will be used; one that does not know such hints is not in the way."""
-    if image.nocow:
+    if options.nocow:
         with suppress(OSError):
             set_no_copy_on_write(descriptor)
-    if image.extent_size_hint:
+    if options.extent_size_hint:
         with suppress(OSError):
-            set_extent_size_hint(descriptor, image.extent_size_hint)
+            set_extent_size_hint(descriptor, options.extent_size_hint)
 
 
 def _not_created(name: str, error: OSError) -> StorageError:
@@ -183,27 +201,18 @@ def _not_created(name: str, error: OSError) -> StorageError:
     return StorageError(number, f"Could not create '{name}': {error.strerror}", filename=name)
 
 
-async def _open_file(graph: Graph, path: str, name: str, cache: str) -> Handle:
-    """Open a raw image over a file; errors call it by the name that its user knows."""
-    return await _open_raw(graph, NodeOptions(driver="file", own={"filename": path}), name, cache)
+async def _open_leaf(graph: Graph, driver: str, path: str, name: str, cache: str) -> Handle:
+    return await _open(graph, NodeOptions(driver=driver, own={"filename": path}), path, name, cache)
 
 
-async def _open_below(graph: Graph, place: _Place, cache: str) -> Handle:
-    driver = "host_device" if place.is_device else "file"
-    return await _open_raw(graph, NodeOptions(driver=driver, own={"filename": place.path}), place.name, cache)
-
-
-async def _open_raw(graph: Graph, file: NodeOptions, name: str, cache: str) -> Handle:
-    options = NodeOptions(driver="raw", children={"file": file})
+async def _open(graph: Graph, options: NodeOptions, path: str, name: str, cache: str) -> Handle:
+    """Open a node of the new image; it and errors call the file by the name that its user knows."""
     try:
         handle = await open_image(graph, options, read_only=False, cache=cache, user="the new image")
     except BlockError as error:
-        rename_error(error, str(file.own["filename"]), name)
+        rename_error(error, path, name)
         raise
-    node: Node | None = handle.node
-    while node is not None:
-        node.filename = name
-        node = next((edge.node for edge in node.children.values()), None)
+    handle.node.filename = name
     return handle
 
 
@@ -212,19 +221,6 @@ def rename_error(error: BlockError, path: str, name: str) -> None:
     error.message = error.message.replace(path, name)
     if error.filename == path:
         error.filename = name
-
-
-async def _prepare(handle: Handle, place: _Place, image: NewImage) -> None:
-    size = image.size
-    if place.is_device:
-        if handle.size < size:
-            raise StorageError(errno.ENOSPC, "the device is smaller than the image", filename=place.name)
-        return
-    if place.temporary is None and place.existing is not None:
-        await handle.resize(0)
-    await handle.resize(align_up(size, SECTOR), preallocation=image.preallocation)
-    if size and image.preallocation is Preallocation.OFF:
-        await handle.write(0, bytes(min(FIRST_BLOCK, align_up(size, SECTOR))))
 
 
 def _publish(place: _Place, *, durable: bool) -> None:

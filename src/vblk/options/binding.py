@@ -107,7 +107,8 @@ def _leaf_name(value: "_Tree | Scalar", name: str) -> str:
     return name
 
 
-def _spelled(member: "dataclasses.Field[Any]", separator: str) -> str:
+def spelled(member: "dataclasses.Field[Any]", separator: str) -> str:
+    """Return the name by which an option is given."""
     return str(member.metadata.get("name", member.name.replace("_", separator)))
 
 
@@ -125,7 +126,7 @@ class _Binder:
 
     def struct(self, tree: _Tree, kind: type[OptionsT], prefix: str) -> OptionsT:
         fields = {
-            _spelled(member, self._separator): member for member in dataclasses.fields(cast("Any", kind))
+            spelled(member, self._separator): member for member in dataclasses.fields(cast("Any", kind))
         }
         types_of = typing.get_type_hints(kind, include_extras=True)
         values: dict[str, Any] = {}

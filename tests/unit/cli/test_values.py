@@ -2,12 +2,11 @@
 
 import pytest
 
+from vblk.cli.creation import read_options
 from vblk.cli.failure import Failure, could_not_open, exit_status, sentence
-from vblk.cli.raw_options import raw_options, read_options
 from vblk.cli.snapshots import check_snapshot_name
 from vblk.cli.values import NumberType, PathMapType, bounded_size
 from vblk.errors import ImageError, OptionError, Reason, StorageError
-from vblk.graph.node import Preallocation
 
 
 def lines_of(call: object) -> tuple[str, ...]:
@@ -50,28 +49,6 @@ def test_a_path_map_is_cut_at_its_first_equals_sign() -> None:
 @pytest.mark.parametrize("text", ["", ",", ",a"])
 def test_a_malformed_option_list_is_named(text: str) -> None:
     assert lines_of(lambda: read_options((text,))) == (f"Invalid option list: {text}",)
-
-
-def test_raw_options_say_how_an_image_is_made() -> None:
-    options = raw_options({"size": "2M", "preallocation": "falloc", "nocow": "on", "extent_size_hint": "0"})
-    image = options.creation(7)
-    assert (options.size, image.size, image.preallocation) == (2 << 20, 7, Preallocation.FALLOC)
-    assert (image.nocow, image.extent_size_hint) == (True, 0)
-    announced = options.formatting("x", "raw", 7)
-    assert announced == "Formatting 'x', fmt=raw size=7 extent_size_hint=0 nocow=on preallocation=falloc"
-
-
-@pytest.mark.parametrize(
-    ("values", "sentence_"),
-    [
-        ({"foo": "1"}, "Invalid parameter 'foo'"),
-        ({"preallocation": "bar"}, "invalid parameter value: bar"),
-        ({"preallocation": "metadata"}, "Unsupported preallocation mode: metadata"),
-        ({"nocow": "maybe"}, "Parameter 'nocow' expects 'on' or 'off'"),
-    ],
-)
-def test_a_wrong_raw_option_is_named(values: dict[str, str], sentence_: str) -> None:
-    assert lines_of(lambda: raw_options(values).creation(0)) == (sentence_,)
 
 
 def test_a_snapshot_parameter_that_is_none_is_named() -> None:

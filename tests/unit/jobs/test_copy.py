@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.cancellation import sweep
 from vblk.aio.clock import LoopClock
+from vblk.drivers.raw_create import NewRawImage
 from vblk.errors import BlockError, StorageError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
@@ -17,7 +18,7 @@ from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated
 from vblk.jobs.progress import Progress
-from vblk.jobs.target import NewImage, new_raw_image
+from vblk.jobs.target import new_image
 from vblk.opening import open_image
 from vblk.units import KIB, MIB
 
@@ -45,7 +46,7 @@ async def copy(
     graph: Graph, sources: Sequence[Source], target: Path, plan: CopyPlan, progress: Progress | None = None
 ) -> None:
     size = max(source.shift + source.handle.size for source in sources)
-    async with new_raw_image(graph, str(target), NewImage(size)) as made:
+    async with new_image(graph, str(target), NewRawImage(size)) as made:
         job = CopyJob(sources, made.handle, plan, Mover(graph.engine), clock=LoopClock(), progress=progress)
         await job.run()
 
@@ -94,7 +95,7 @@ def test_a_range_of_an_image_moves_to_the_start_of_the_target(tmp_path: Path) ->
     async def scenario() -> None:
         async with Graph() as graph:
             handle = await open_file(graph, tmp_path / "a")
-            async with new_raw_image(graph, str(tmp_path / "t"), NewImage(MIB)) as made:
+            async with new_image(graph, str(tmp_path / "t"), NewRawImage(MIB)) as made:
                 source = Source(handle, -2 * MIB, 2 * MIB, MIB)
                 plan = CopyPlan(target_is_zero=True)
                 await CopyJob([source], made.handle, plan, Mover(graph.engine), clock=LoopClock()).run()
@@ -192,7 +193,7 @@ def test_salvage_replaces_only_the_lost_sectors(tmp_path: Path) -> None:
             def salvaged(what: str, _: Source, offset: int, error: BlockError) -> None:
                 lost.append((what, offset))
 
-            async with new_raw_image(graph, str(tmp_path / "b"), NewImage(MIB)) as made:
+            async with new_image(graph, str(tmp_path / "b"), NewRawImage(MIB)) as made:
                 job = CopyJob(
                     concatenated([source]),
                     made.handle,

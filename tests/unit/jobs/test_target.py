@@ -9,17 +9,19 @@ import pytest
 
 from tests.support.cancellation import sweep
 from tests.support.nodes import loop_device
+from vblk.drivers.raw_create import NewRawImage
 from vblk.errors import PermissionConflict, StorageError
+from vblk.graph.creation import FileOptions
 from vblk.graph.node import Preallocation
 from vblk.graph.registry import Graph
-from vblk.jobs.target import NewImage, new_raw_image
+from vblk.jobs.target import new_image
 from vblk.opening import open_image
 from vblk.units import KIB, MIB
 
 
-def make(path: Path | str, image: NewImage, data: bytes = b"", fail: bool = False) -> None:
+def make(path: Path | str, image: NewRawImage, data: bytes = b"", fail: bool = False) -> None:
     async def scenario() -> None:
-        async with Graph() as graph, new_raw_image(graph, str(path), image) as made:
+        async with Graph() as graph, new_image(graph, str(path), image) as made:
             if data:
                 await made.handle.write(0, data)
             if fail:
@@ -29,16 +31,16 @@ def make(path: Path | str, image: NewImage, data: bytes = b"", fail: bool = Fals
 
 
 def test_a_new_file_has_its_size_in_whole_sectors_and_its_first_block(tmp_path: Path) -> None:
-    make(tmp_path / "a", NewImage(MIB + 1))
+    make(tmp_path / "a", NewRawImage(MIB + 1))
     assert (tmp_path / "a").stat().st_size == MIB + 512
     assert 0 < (tmp_path / "a").stat().st_blocks * 512 <= 64 * KIB
-    make(tmp_path / "b", NewImage(0))
+    make(tmp_path / "b", NewRawImage(0))
     assert (tmp_path / "b").stat().st_size == 0
 
 
 @pytest.mark.parametrize("mode", [Preallocation.FALLOC, Preallocation.FULL])
 def test_preallocation_takes_the_space(tmp_path: Path, mode: Preallocation) -> None:
-    make(tmp_path / "a", NewImage(MIB, mode))
+    make(tmp_path / "a", NewRawImage(MIB, FileOptions(preallocation=mode.value)))
     assert (tmp_path / "a").stat().st_blocks * 512 >= MIB
     assert (tmp_path / "a").read_bytes() == bytes(MIB)
 
@@ -48,7 +50,7 @@ def test_an_existing_file_is_replaced_with_its_mode_kept(tmp_path: Path) -> None
     path.write_bytes(b"old" * 1000)
     path.chmod(0o600)
     before = path.stat().st_ino
-    make(path, NewImage(512), b"new")
+    make(path, NewRawImage(512), b"new")
     assert path.read_bytes()[:3] == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.stat().st_ino != before
@@ -58,7 +60,7 @@ def test_after_a_failure_the_old_file_stands_and_nothing_else(tmp_path: Path) ->
     path = tmp_path / "a"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError):
-        make(path, NewImage(512), b"new", fail=True)
+        make(path, NewRawImage(512), b"new", fail=True)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
@@ -66,7 +68,7 @@ def test_after_a_failure_the_old_file_stands_and_nothing_else(tmp_path: Path) ->
 def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
-    make(tmp_path / "link", NewImage(512), b"new")
+    make(tmp_path / "link", NewRawImage(512), b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes()[:3] == b"new"
 
@@ -74,7 +76,7 @@ def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
 def test_a_file_with_two_names_is_written_in_place(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old" * 1000)
     os.link(tmp_path / "a", tmp_path / "b")
-    make(tmp_path / "a", NewImage(1024), b"new")
+    make(tmp_path / "a", NewRawImage(1024), b"new")
     assert (tmp_path / "b").read_bytes() == b"new" + bytes(1021)
 
 
@@ -89,7 +91,7 @@ def test_a_file_in_a_folder_that_takes_no_files_is_written_in_place(
         return False
 
     monkeypatch.setattr(os, "access", refuse)
-    make(path, NewImage(1024), b"new")
+    make(path, NewRawImage(1024), b"new")
     assert (path.read_bytes(), path.stat().st_ino) == (b"new" + bytes(1021), before)
 
 
@@ -100,7 +102,7 @@ def test_a_file_in_use_is_not_replaced(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Graph() as graph:
             await open_image(graph, str(path), format="raw")
-            async with new_raw_image(graph, str(path), NewImage(512)):
+            async with new_image(graph, str(path), NewRawImage(512)):
                 pass
 
     with pytest.raises(PermissionConflict):
@@ -112,12 +114,12 @@ def test_a_file_in_use_is_not_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nosuch/a", ".", "new/"])
 def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(StorageError, match="Could not create"):
-        make(f"{tmp_path}/{name}", NewImage(512))
+        make(f"{tmp_path}/{name}", NewRawImage(512))
 
 
 def test_errors_call_the_file_by_the_name_that_was_given(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Graph() as graph, new_raw_image(graph, str(tmp_path / "a"), NewImage(512)) as made:
+        async with Graph() as graph, new_image(graph, str(tmp_path / "a"), NewRawImage(512)) as made:
             await made.handle.read(0, 1024)
 
     with pytest.raises(Exception, match="/a: ") as caught:
@@ -130,7 +132,7 @@ def test_a_device_is_written_in_place_and_is_not_called_zero(tmp_path: Path) -> 
     (tmp_path / "image").write_bytes(b"old" * MIB)
 
     async def scenario(device: str, size: int) -> bool:
-        async with Graph() as graph, new_raw_image(graph, device, NewImage(size)) as made:
+        async with Graph() as graph, new_image(graph, device, NewRawImage(size)) as made:
             await made.handle.write(0, b"new")
             return made.is_zero
 
@@ -146,7 +148,7 @@ def test_wherever_it_is_cancelled_either_the_old_file_stands_alone_or_the_new_on
     path.write_bytes(b"old")
 
     async def replace() -> None:
-        async with Graph() as graph, new_raw_image(graph, str(path), NewImage(512)) as made:
+        async with Graph() as graph, new_image(graph, str(path), NewRawImage(512)) as made:
             await made.handle.write(0, b"new")
 
     async def check() -> None:

@@ -125,8 +125,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """How a new file is made: grow it from nothing to `length` bytes, then the stages."""
+    """How a new file is made: grow it from nothing to `length` bytes, then the stages.
 
+    `size` is the disk's, in bytes.
+    """
+
+    size: int
     length: int
     stages: tuple[Stage, ...]
 
@@ -274,6 +278,7 @@ class _Layout:
         unfinished = encode_metadata_table([*items, marker])
         finished = encode_metadata_table(items)[: align_up(32 + 32 * (len(items) + 1), PAGE_SIZE)]
         return Creation(
+            self._choices.size,
             length,
             (
                 Stage(self._body(unfinished, content)),
