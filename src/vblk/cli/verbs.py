@@ -73,6 +73,12 @@ VERBS: Final[dict[str, Entry]] = {
         "Calculate the file size that a new image needs.",
         "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--image-opts] [-f fmt] filename]",
     ),
+    "merge": Entry(
+        "merge",
+        "Merge differencing images into an ancestor.",
+        "[--into ancestor] [--keep] [--force] [--dry-run] [--output=ofmt] [-t cache] [-r rate_limit] "
+        "[-p] [-q] [--image-opts] [-f fmt] filename",
+    ),
     "resize": Entry(
         "resize",
         "Change the size of an image.",

@@ -29,6 +29,7 @@ from vblk.units import KIB
 if TYPE_CHECKING:
     from vblk.drivers.vhdx_writer import VhdxWriter
     from vblk.formats.vhdx import CheckReport
+    from vblk.formats.vhdx.metadata import MetadataItem
 
 PAGE = 4 * KIB
 CACHE_PAGES = 4096
@@ -240,6 +241,17 @@ class VhdxNode(Mapper):
                 await writer.close()
         finally:
             self.pages.clear()
+
+    async def make_empty(self) -> None:
+        """Let everything be the parent's again; see `Mapper.make_empty`."""
+        from vblk.drivers.vhdx_links import make_empty
+
+        await make_empty(self)
+
+    async def read_item(self, item: "MetadataItem") -> bytes:
+        """Read the content of a metadata item."""
+        at = self.image.regions.metadata.file_offset + item.offset
+        return self.image.patch(at, await self.read_metadata(at, item.length), item.length)
 
     async def read_metadata(self, offset: int, length: int) -> bytes:
         """Read metadata from the file, as it stands there; short at its end."""

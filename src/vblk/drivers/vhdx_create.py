@@ -132,10 +132,9 @@ async def parent_facts(parent: VhdxNode, child_path: str, parent_path: str | Non
     image = parent.image
     items = tuple(
         [
-            (item, image.patch(at, await read_up_to(parent.file, at, item.length), item.length))
+            (item, await parent.read_item(item))
             for item in image.unknown_items
             if item.is_virtual_disk and item.length
-            for at in (image.regions.metadata.file_offset + item.offset,)
         ]
     )
     return ParentFacts(

@@ -14,6 +14,7 @@ Ordering rules, for `resize` has the whole disk for itself:
 Source: [MS-VHDX] "Region Table", "BAT", "Virtual Disk Size".
 """
 
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,7 @@ async def _grow(writer: "VhdxWriter", blocks: BlockWriter, size: int, parent_siz
     old, new = blocks.geometry, _geometry(blocks, size)
     with ExitStack() as pins:
         strays = await _load_strays(writer, old, new, pins)
-        await _load(writer, _size_pages(writer), pins)
+        await load_pages(writer, _size_pages(writer), pins)
         blocks.geometry = new
         try:
             planned = await writer.answered(
@@ -125,30 +126,35 @@ async def _load_strays(
 ) -> list[tuple[int, int, int]]:
     """Load and return the BAT pages that hold something where nothing should be: (page, first, count)."""
     strays: list[tuple[int, int, int]] = []
-    pages = writer.node.pages
     for first, count in new_entries(old, new):
-        window = range(0)
-        data = b""
-        for at in pages_of(new, first, count):
-            page = pages.get(at)
-            if page is None:
-                if at not in window:
-                    window = range(at, at + MIB)
-                    data = await writer.node.read_metadata(at, MIB)
-                page = data[at - window.start : at - window.start + PAGE_SIZE]
-            low = max(0, new.entry_offset(first) - at)
-            high = min(PAGE_SIZE, new.entry_offset(first + count) - at)
-            if page[low:high].strip(b"\0"):
-                await _load(writer, range(at, at + 1, PAGE_SIZE), pins)
-                strays.append((at, first, count))
+        async for at in used_pages(writer, new, first, count):
+            await load_pages(writer, range(at, at + 1, PAGE_SIZE), pins)
+            strays.append((at, first, count))
     return strays
+
+
+async def used_pages(writer: "VhdxWriter", geometry: Geometry, first: int, count: int) -> AsyncIterator[int]:
+    """Yield the offsets of those BAT pages in which one of so many entries is not zero."""
+    window = range(0)
+    data = b""
+    for at in pages_of(geometry, first, count):
+        page = writer.node.pages.get(at)
+        if page is None:
+            if at not in window:
+                window = range(at, at + MIB)
+                data = await writer.node.read_metadata(at, MIB)
+            page = data[at - window.start : at - window.start + PAGE_SIZE]
+        low = max(0, geometry.entry_offset(first) - at)
+        high = min(PAGE_SIZE, geometry.entry_offset(first + count) - at)
+        if page[low:high].strip(b"\0"):
+            yield at
 
 
 async def _shrink(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
     """Publish the smaller size, then clear what is behind it, as much as one batch takes at a time."""
     old, new = blocks.geometry, _geometry(blocks, size)
     with ExitStack() as pins:
-        await _load(writer, _size_pages(writer), pins)
+        await load_pages(writer, _size_pages(writer), pins)
         async with writer.carried_out(blocks, Plan(), more_pages=SIZE_PAGES):
             _edit_size(writer, blocks, size)
     blocks.geometry = new
@@ -156,7 +162,7 @@ async def _shrink(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
     for first, count in lost_entries(old, new):
         for at in pages_of(old, first, count):
             with ExitStack() as pins:
-                await _load(writer, range(at, at + 1, PAGE_SIZE), pins)
+                await load_pages(writer, range(at, at + 1, PAGE_SIZE), pins)
                 async with writer.carried_out(blocks, Plan(), more_pages=1):
                     released = clear_entries(blocks.edits, old, at, first, count)
                     blocks.edits.require(barrier=False, released=released)
@@ -181,7 +187,7 @@ async def _make_table_room(writer: "VhdxWriter", blocks: BlockWriter, size: int)
     table = encode_region_table(sorted(moved.all(), key=lambda region: region.entry_offset))
     with ExitStack() as pins:
         for at in REGION_TABLE_OFFSETS:
-            await _load(writer, pages_under(at, len(table)), pins)
+            await load_pages(writer, pages_under(at, len(table)), pins)
         async with writer.carried_out(blocks, plan, more_pages=2 * len(table) // PAGE_SIZE):
             await _copy_table(writer, blocks, place.file_offset, length, fresh=place.fresh)
             for at in REGION_TABLE_OFFSETS:
@@ -232,7 +238,7 @@ def _adopt_size(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
     writer.follow(blocks)
 
 
-async def _load(writer: "VhdxWriter", pages: range, pins: ExitStack) -> None:
+async def load_pages(writer: "VhdxWriter", pages: range, pins: ExitStack) -> None:
     """Bring pages into memory until `pins` is closed."""
     store = writer.node.pages
     pins.enter_context(store.pinned(pages))

@@ -76,8 +76,6 @@ class Session:
         filename: For errors.
         durable: Told which space nothing names any more, durably.
         header_changed: Told the header that is current from now on.
-        data_write_guid: The GUID for the first change that a guest can see;
-            by default a new one.
 
     Concurrency: belongs to one event loop's thread; any number of callers.
     """
@@ -91,7 +89,6 @@ class Session:
         filename: str,
         durable: Callable[[list[Range]], None],
         header_changed: Callable[[Header], None],
-        data_write_guid: Guid | None = None,
     ) -> None:
         self.level = Level.NONE
         self.header = header
@@ -99,7 +96,7 @@ class Session:
         self._edits = edits
         self._durable = durable
         self._header_changed = header_changed
-        self._data_write_guid = data_write_guid
+        self._data_write_guid: Guid | None = None
         self._journal = self._new_journal()
         self._flushed_length = align_down(file.size, MIB)
         self._pass_mibs: set[int] = set()
@@ -116,6 +113,11 @@ class Session:
     def failed(self) -> bool:
         """Whether the session is poisoned."""
         return self._flusher.failed
+
+    def become(self, data_write_guid: Guid) -> None:
+        """Set the GUID for the first change that a guest can see, in place of a new one."""
+        assert self.level is not Level.DATA, "the session has its data write GUID"
+        self._data_write_guid = data_write_guid
 
     async def begin(self, level: Level) -> None:
         """Return when the file may be changed as far as `level` says.

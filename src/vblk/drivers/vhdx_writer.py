@@ -53,11 +53,9 @@ class VhdxWriter:
 
     Args:
         node: The node, whose image is clean and may be written.
-        data_write_guid: What the image's data write GUID becomes with the first
-            change that a guest can see; by default a new one.
     """
 
-    def __init__(self, node: VhdxNode, data_write_guid: Guid | None = None) -> None:
+    def __init__(self, node: VhdxNode) -> None:
         self.node = node
         self._file = node.file
         self._edits = EditedPages(node.pages)
@@ -68,7 +66,6 @@ class VhdxWriter:
             filename=node.filename,
             durable=self._released,
             header_changed=self._header_changed,
-            data_write_guid=data_write_guid,
         )
         self._gates = RangeLock()
         self._blocks: BlockWriter | None = None
@@ -173,9 +170,27 @@ class VhdxWriter:
         """Change the virtual size; see `Node.resize`."""
         from vblk.drivers.vhdx_resize import resize
 
+        async with self.alone() as blocks:
+            await resize(self, blocks, size, preallocation)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncGenerator[BlockWriter, None]:
+        """Keep everybody else from changing the disk while the block runs."""
         blocks = await self._prepared()
         async with self._gates.exclusive(0, OFFSET_MAX):
-            await resize(self, blocks, size, preallocation)
+            yield blocks
+
+    def become(self, data_write_guid: Guid) -> None:
+        """Say which data write GUID the image gets with the first change; nothing has changed yet.
+
+        The image's own keeps its children: for changes that no guest can see.
+        """
+        self._session.become(data_write_guid)
+
+    async def begin(self) -> None:
+        """Let the image have its data write GUID for this session now, durably."""
+        await self._prepared()
+        await self._session.begin(Level.DATA)
 
     async def flush(self) -> None:
         """Make everything durable that has returned."""

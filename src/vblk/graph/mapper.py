@@ -184,16 +184,30 @@ class Mapper(Node):
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """As `resolve`, with the holes of the leaves as zeros."""
-        refined: list[Span] = []
-        for span in coalesce(await self.resolve(offset, length)):
-            if span.kind is not Kind.DATA or span.leaf is None:
-                refined.append(span)
-                continue
-            for below in await span.leaf.allocation(span.leaf_offset, span.length):
-                below.guest_offset += span.guest_offset - span.leaf_offset
-                below.depth += span.depth
-                refined.append(below)
-        return refined
+        return await _without_holes(await self.resolve(offset, length))
+
+    async def changes(self, offset: int, length: int, below: Sequence["Mapper"] = ()) -> list[Span]:
+        """Say what this image holds of a range, and what the images `below` it hold that shows through.
+
+        What none of them holds is left out. What lies beyond the end of one of
+        them is zeros: that is what the disk shows there, whatever comes below.
+        Holes of the leaves are zeros, too.
+        """
+        return await _without_holes(await self._changes(offset, length, below))
+
+    async def _changes(self, offset: int, length: int, below: Sequence["Mapper"]) -> list[Span]:
+        spans: list[Span] = []
+        for extent in await self.extents(offset, length):
+            start, end = extent.guest_offset, extent.guest_offset + extent.length
+            if extent.kind is not Kind.ABSENT:
+                await self._resolve_extent(extent, spans)
+            elif below:
+                inside = min(max(start, below[0].size), end)
+                if start < inside:
+                    spans += await below[0]._changes(start, inside - start, below[1:])
+                if inside < end:
+                    spans.append(Span(Kind.ZERO, inside, end - inside))
+        return spans
 
     @property
     def file(self) -> Node:
@@ -206,6 +220,28 @@ class Mapper(Node):
         self.backing = node
         self.backing_left_closed = False
 
+    async def make_empty(self) -> None:
+        """Let the image hold nothing, so that all of the disk is the backing image's; it is durable then.
+
+        Raises:
+            Unsupported: The format cannot.
+        """
+        raise Unsupported(f"{self.driver} images cannot be emptied", filename=self.filename)
+
     async def flush(self) -> None:
         """Bring payload and metadata to stable storage."""
         await self._file.flush()
+
+
+async def _without_holes(spans: Sequence[Span]) -> list[Span]:
+    """Return the spans with the holes of their leaves as zeros."""
+    refined: list[Span] = []
+    for span in coalesce(spans):
+        if span.kind is not Kind.DATA or span.leaf is None:
+            refined.append(span)
+            continue
+        for below in await span.leaf.allocation(span.leaf_offset, span.length):
+            below.guest_offset += span.guest_offset - span.leaf_offset
+            below.depth += span.depth
+            refined.append(below)
+    return refined

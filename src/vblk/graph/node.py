@@ -217,6 +217,7 @@ def coalesce(spans: Sequence[Span]) -> list[Span]:
             last = joined[-1]
             if (
                 last.kind is span.kind
+                and last.guest_offset + last.length == span.guest_offset
                 and last.leaf is span.leaf
                 and last.depth == span.depth
                 and last.present == span.present

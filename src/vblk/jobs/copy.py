@@ -70,13 +70,15 @@ class CopyPlan:
 class Source:
     """A range of an image to copy, and how far its bytes move: target offset less guest offset.
 
-    `length` None: to the image's end. All in bytes.
+    `length` None: to the image's end. All in bytes. `walk` says, of (offset,
+    length), what there is to copy; by default all that the image shows.
     """
 
     handle: Handle
     shift: int
     start: int = 0
     length: int | None = None
+    walk: Callable[[int, int], AsyncIterator[Span]] | None = None
 
     @property
     def span(self) -> tuple[int, int]:
@@ -187,6 +189,8 @@ class CopyJob:
     def _walk(self, source: Source) -> AsyncIterator[Span]:
         handle = source.handle
         start, length = source.span
+        if source.walk is not None:
+            return source.walk(start, length)
         if not self._plan.salvage:
             return walk(handle, start, length)
 
@@ -251,7 +255,7 @@ class CopyJob:
                 await self._mover.move(span, self._target.node, goal, zero_unit=self._zero_unit)
         else:
             buffer = bytearray(span.length)
-            await self._read(piece.source, span.guest_offset, memoryview(buffer))
+            await self._read(piece.source, span, memoryview(buffer))
             async with self._turns.turn(piece.number):
                 await self._write(goal, buffer)
 
@@ -261,7 +265,11 @@ class CopyJob:
         else:
             await self._target.write_zeroes(goal, length, unmap=True)
 
-    async def _read(self, source: Source, offset: int, buffer: memoryview) -> None:
+    async def _read(self, source: Source, span: Span, buffer: memoryview) -> None:
+        if source.walk is not None and span.leaf is not None:
+            await span.leaf.read_into(span.leaf_offset, buffer)
+            return
+        offset = span.guest_offset
         try:
             await source.handle.read_into(offset, buffer)
         except BlockError:

@@ -6,7 +6,7 @@ ages where the disk is empty. So the step grows over plain country and shrinks
 where there is much to say.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from vblk.errors import BlockError
 from vblk.extent import Kind
@@ -31,11 +31,20 @@ async def walk(handle: Handle, offset: int, length: int, *, refined: bool = True
         length: Bytes; the range must lie within the image.
         refined: Whether the storage is asked for its holes, which come as zeros.
     """
+    ask = handle.allocation if refined else handle.resolve
+    async for span in walk_by(ask, offset, length):
+        yield span
+
+
+async def walk_by(
+    ask: Callable[[int, int], Awaitable[list[Span]]], offset: int, length: int
+) -> AsyncIterator[Span]:
+    """Yield what `ask` says of a range, (offset, length) in bytes, step by step."""
     end = offset + length
     step = STEP_FIRST
     while offset < end:
         piece = min(step, end - offset)
-        spans = await (handle.allocation if refined else handle.resolve)(offset, piece)
+        spans = await ask(offset, piece)
         for span in coalesce(spans):
             yield span
         offset += piece

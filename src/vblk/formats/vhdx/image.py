@@ -130,6 +130,8 @@ class VhdxImage:
         file_size: int | None = None,
         facts: DiskFacts | None = None,
         regions: RegionTable | None = None,
+        items: MetadataTable | None = None,
+        locator: ParentLocator | None = None,
     ) -> "VhdxImage":
         """Return the image with some of its facts replaced: what a writer made of a clean one."""
         assert self.dirty_log is None, "a log must be replayed before anything is changed"
@@ -139,9 +141,9 @@ class VhdxImage:
             creator=self.creator,
             header=header or self.header,
             regions=regions or self.regions,
-            items=self.items,
+            items=items or self.items,
             facts=facts or self.facts,
-            locator=self.locator,
+            locator=(locator or self.locator) if (facts or self.facts).has_parent else None,
             overlay=self._overlay,
             dirty_log=None,
             findings=self.findings,
