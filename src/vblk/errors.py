@@ -194,6 +194,12 @@ class NodeFailed(BlockError):
     """
 
 
+class PeerError(BlockError):
+    """The other side of a connection broke its protocol; the connection was given up."""
+
+    default_errno = errno.EPROTO
+
+
 class GraphError(BlockError):
     """A node cannot take this place in the graph."""
 

@@ -29,6 +29,7 @@ PROTOCOLS = {
     "memory": "vblk.protocols.memory",
     "null-co": "vblk.protocols.null",
     "null-aio": "vblk.protocols.null",
+    "nbd": "vblk.protocols.nbd",
 }
 FORMATS = {"raw": "vblk.drivers.raw", "vhdx": "vblk.drivers.vhdx"}
 FILTERS = {"blkdebug": "vblk.filters.fault", "copy-on-read": "vblk.filters.copy_on_read"}
@@ -36,7 +37,7 @@ KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg luks parallels qcow qcow2 qed vdi vmdk vpc vvfat "
         "blklogwrites blkreplay blkverify compress preallocate quorum throttle "
-        "ftp ftps gluster http https iscsi nbd nfs nvme rbd ssh"
+        "ftp ftps gluster http https iscsi nfs nvme rbd ssh"
     ).split()
 )
 """Formats, protocols and filters that others have and this version has not."""

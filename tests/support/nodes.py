@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from tests.support.nbd import Server, nbdkit, qemu_nbd
 from tests.support.vhdx.chain import Chain
 from tests.support.vhdx.image import Block, State, Vhdx
 from tests.support.vhdx.model import pattern
@@ -253,6 +254,22 @@ async def _raw_over_vhdx(bench: Bench) -> Made:
     return Made(node, below.content)
 
 
+def _nbd(serve: Callable[[Path, Path], Server], unit: int = 1) -> Builder:
+    async def build(bench: Bench) -> Made:
+        content = content_of(_SIZE - _SIZE % unit)
+        server = bench.cleanup.enter_context(serve(bench.folder, Path(bench.file(content))))
+        address = {"type": "unix", "path": str(server.path)}
+        return Made(await bench.open({"driver": "nbd", "server": address}), content, resizable=False)
+
+    return build
+
+
+def _nbd_blocks(folder: Path, image: Path) -> Server:
+    """Serve whole blocks only."""
+    block_sizes = ("blocksize-minimum=4096", "blocksize-maximum=64K", "blocksize-error-policy=error")
+    return nbdkit(folder, "file", str(image), *block_sizes, filters=("blocksize-policy",))
+
+
 def _blkdebug(**options: Any) -> Builder:
     async def build(bench: Bench) -> Made:
         unit = options.get("align", 512)
@@ -320,6 +337,9 @@ BUILDERS: dict[str, Builder] = {
     "vhdx-chain": _vhdx_chain,
     "vhdx-of-qemu": _vhdx(_made_by_qemu),
     "raw-over-vhdx": _raw_over_vhdx,
+    "nbd-of-qemu": _nbd(qemu_nbd),
+    "nbd-of-nbdkit": _nbd(lambda folder, image: nbdkit(folder, "file", str(image))),
+    "nbd-in-blocks": _nbd(_nbd_blocks, 4096),
     "blkdebug": _blkdebug(),
     "blkdebug-aligned": _blkdebug(align=4096),
     "copy-on-read": _copy_on_read,

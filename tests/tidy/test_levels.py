@@ -12,6 +12,7 @@ LEVELS = {
     "options": 0,
     "codec": 1,
     "formats": 1,
+    "wire": 1,
     "aio": 2,
     "runtime": 2,
     "graph": 3,

@@ -42,7 +42,10 @@ _Printed = Scalar | dict[str, "_Printed"] | list["_Printed"]
 
 
 _WEAK: Final = frozenset(
-    ("locking", "aio", "aio-max-batch", "pr-manager", "drop-cache", "x-check-cache-dropped", "latency-ns")
+    (
+        "locking aio aio-max-batch pr-manager drop-cache x-check-cache-dropped latency-ns reconnect-delay "
+        "open-timeout"
+    ).split()
 )
 """Own options that change how a node works, not what it holds."""
 
@@ -75,6 +78,10 @@ def _plain(options: NodeOptions) -> str | None:
         return str(own["filename"])
     if options.driver in _NULLS:
         return None if own else f"{options.driver}://"
+    if options.driver == "nbd":
+        from vblk.options.nbd import nbd_name
+
+        return nbd_name(own)
     if own.keys() == {"uri"} and not options.children:
         return str(own["uri"])
     below = {name: _plain_child(child) for name, child in options.children.items() if child is not None}

@@ -37,6 +37,8 @@ _PREFIXES: Final = {name: name for name in PROTOCOLS - {"memory", "vvfat"}} | {
     "iser": "iscsi",
     "nbd+tcp": "nbd",
     "nbd+unix": "nbd",
+    "nbds": "nbd",
+    "nbds+unix": "nbd",
 }
 """What may stand before the first colon, and the driver that it chooses."""
 
@@ -143,6 +145,10 @@ def _leaf_options(driver: str, text: str) -> dict[str, Scalar]:
         if text != f"{driver}://":
             raise OptionError(f"The only allowed filename for this driver is '{driver}://'")
         return {}
+    if driver == "nbd":
+        from vblk.options.nbd import parse_nbd_name
+
+        return dict(parse_nbd_name(text))
     return {"uri": text}
 
 
