@@ -26,14 +26,15 @@ READ, WRITE, DISC, FLUSHING, TRIMMING, ZEROING = 0, 1, 2, 3, 4, 6
 
 
 class Server:
-    """A server program on a unix socket in the folder of the test."""
+    """A server program on a unix socket in the folder of the test, or on a free port of this host."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
+    def __init__(self, folder: Path, *command: str, tcp: bool = False) -> None:
         self.path = folder / f"{len(os.listdir(folder))}.sock"
         self.command = command
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(self.path))
+        self._socket = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
+        self._socket.bind(("127.0.0.1", 0) if tcp else str(self.path))
         self._socket.listen(64)
+        self.port: int = self._socket.getsockname()[1] if tcp else 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def uri(self, export: str = "") -> str:
@@ -61,6 +62,7 @@ class Server:
     ) -> None:
         self.kill()
         self._socket.close()
+        self.path.unlink(missing_ok=True)
 
 
 def qemu_nbd(folder: Path, image: Path, *options: str, form: str = "raw") -> Server:

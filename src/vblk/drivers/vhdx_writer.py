@@ -220,9 +220,9 @@ class VhdxWriter:
             return
         end = self._blocks.space.used_end
         if end < self._file.size:
-            await self._file.resize(end)
+            await self._file.resize(end, exact=False)  # devices and exports stay as long as they are
             await self._file.flush()
-            self.node.adopt(self.node.image.changed(file_size=end))
+            self.node.adopt(self.node.image.changed(file_size=self._file.size))
         self._blocks = None
 
     # Plans

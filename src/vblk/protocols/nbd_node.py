@@ -220,7 +220,9 @@ class NbdNode(Leaf):
 
     async def flush(self) -> None:
         """Have the server bring everything to stable storage; see `Node.flush`."""
-        if not self.cache.no_flush:
+        if self.read_only:
+            self._flusher.check_healthy()
+        elif not self.cache.no_flush:
             await self._flusher.flush()
 
     async def _flush_once(self) -> None:

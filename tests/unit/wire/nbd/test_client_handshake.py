@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -157,7 +158,7 @@ def test_a_server_that_wants_tls_says_so_at_the_first_option() -> None:
 
 
 DONE = reply(GO, ACK)
-HOSTILE = {
+HOSTILE: dict[str, tuple[Callable[[str], ClientHandshake], str, bytes]] = {
     "no-magic": (ClientHandshake, "", b"HTTP/1.1 400 Bad"),
     "second-magic": (ClientHandshake, "", b"NBDMAGICNBDMAGIC"),
     "oldstyle-upper-flags": (ClientHandshake, "", OLDSTYLE + struct.pack(">QI", 1, 1 << 16) + bytes(124)),

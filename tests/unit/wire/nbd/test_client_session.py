@@ -97,7 +97,7 @@ def test_large_payload_goes_straight_into_the_readers_memory() -> None:
     assert len(room) == 1 << 20
     room[:] = b"z" * (1 << 20)
     (finished,) = session.received(1 << 20)
-    assert (finished.error, memory) == (0, b"z" * (1 << 20))
+    assert (finished.error, bytes(memory)) == (0, b"z" * (1 << 20))
 
 
 @pytest.mark.parametrize("step", [1, 7, BUFFER])

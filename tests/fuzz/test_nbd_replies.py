@@ -1,0 +1,42 @@
+"""Servers that say anything: whatever the bytes, only typed errors, in bounded memory."""
+
+import random
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.nbd_replies import exercise
+
+CORPUS = Path(__file__).parent / "corpus" / "nbd"
+MEMORY_MAX = 32 << 20
+
+
+def test_the_corpus_is_there_and_small() -> None:
+    files = list(CORPUS.iterdir())
+    assert files
+    assert sum(file.stat().st_size for file in files) < 64 << 10
+
+
+@pytest.mark.parametrize("file", sorted(CORPUS.iterdir()), ids=lambda file: file.name)
+def test_the_corpus_is_answered_with_typed_errors_only(file: Path) -> None:
+    exercise(file.read_bytes())
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.binary(min_size=8, max_size=300))
+def test_any_server_is_answered_with_typed_errors_only(data: bytes) -> None:
+    exercise(data)
+
+
+def test_servers_reach_every_depth_in_bounded_memory() -> None:
+    generator = random.Random(5)
+    tracemalloc.start()
+    try:
+        ends = {exercise(generator.randbytes(generator.randrange(1, 120))) for _ in range(1500)}
+        assert tracemalloc.get_traced_memory()[1] < MEMORY_MAX
+    finally:
+        tracemalloc.stop()
+    assert {"transmission", "handshake", "served", "PeerError", "Unsupported", "StorageError"} <= ends
