@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from tests.support.mutants import Choices
 from vblk.errors import BlockError
-from vblk.wire.nbd import ClientHandshake, ClientSession, Command, Export
+from vblk.wire.nbd import ClientHandshake, ClientSession, Command, Export, Request
 
 ANSWERS_MAX = 200
 _LENGTHS = (0, 1, 4, 6, 8, 9, 12, 14, 16, 20, 24, 4096, 1 << 20, 1 << 31, (1 << 32) - 1)
@@ -79,7 +79,7 @@ def _transmit(choices: Choices) -> str:
         command = (Command.READ, Command.WRITE, Command.BLOCK_STATUS, Command.FLUSH)[choices.below(4)]
         offset, length = choices.below(1 << 10) * 512, (1 + choices.below(64)) * 64
         target = memoryview(bytearray(length)) if command is Command.READ else None
-        session.begin(command, offset, length, target=target)
+        session.begin(Request(command, offset, length, target=target))
         requests.append((command, offset, length))
     for answer in _answers(choices, requests):
         while answer:

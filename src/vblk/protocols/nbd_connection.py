@@ -18,9 +18,8 @@ from typing import Any, Final, NamedTuple, cast
 
 from vblk.aio.clock import Clock
 from vblk.errors import BlockError, PeerError, StorageError
-from vblk.graph.node import Buffer
 from vblk.units import KIB
-from vblk.wire.nbd import ClientHandshake, ClientSession, Command, CommandFlag, Exchange, Export
+from vblk.wire.nbd import ClientHandshake, ClientSession, Exchange, Export, Request
 from vblk.wire.nbd.numbers import ESHUTDOWN
 
 IN_FLIGHT_MAX: Final = 64
@@ -133,16 +132,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # What the link calls
 
-    async def exchange(
-        self,
-        command: Command,
-        offset: int,
-        length: int,
-        flags: CommandFlag = CommandFlag.NONE,
-        *,
-        payload: Buffer | None = None,
-        target: memoryview | None = None,
-    ) -> Exchange:
+    async def exchange(self, request: Request) -> Exchange:
         """Send a request and return its answer, which may be an error of the server.
 
         Raises:
@@ -158,9 +148,10 @@ class Connection(asyncio.BufferedProtocol):
                 raise self._over
             assert self._session is not None
             assert self._transport is not None
-            exchange, header = self._session.begin(command, offset, length, flags, target)
+            exchange, header = self._session.begin(request)
             waiter: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
             self._waiting[exchange.cookie] = waiter
+            payload = request.payload
             if payload is None:
                 self._transport.write(header)
             elif len(payload) <= _JOINED_MAX:

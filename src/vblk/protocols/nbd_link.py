@@ -15,10 +15,9 @@ from typing import Any, Final
 
 from vblk.aio.clock import Clock
 from vblk.errors import StorageError
-from vblk.graph.node import Buffer
 from vblk.protocols.nbd_connection import Connection, ConnectionLost
 from vblk.runtime.time_limit import within
-from vblk.wire.nbd import Command, CommandFlag, Exchange
+from vblk.wire.nbd import Exchange, Request
 
 HANDSHAKE_LIMIT: Final = 30.0
 """Seconds that a server has for being reached and for the handshake."""
@@ -63,16 +62,7 @@ class Link:
         """
         await self._connected(patience)
 
-    async def request(
-        self,
-        command: Command,
-        offset: int,
-        length: int,
-        flags: CommandFlag = CommandFlag.NONE,
-        *,
-        payload: Buffer | None = None,
-        target: memoryview | None = None,
-    ) -> Exchange:
+    async def request(self, request: Request) -> Exchange:
         """Return the server's answer, from whichever connection gets one.
 
         Raises:
@@ -87,9 +77,7 @@ class Link:
                 text = f"the connection to the server was lost, and not made again: {error.message}"
                 raise StorageError(errno.EIO, text) from error
             try:
-                exchange = await connection.exchange(
-                    command, offset, length, flags, payload=payload, target=target
-                )
+                exchange = await connection.exchange(request)
             except ConnectionLost as lost:
                 now = self._clock.now()
                 if give_up_at is None:

@@ -25,7 +25,7 @@ from vblk.protocols.nbd_link import Link
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.flush_sequencer import FlushSequencer
 from vblk.units import GIB, MIB, OFFSET_MAX, align_down, align_up
-from vblk.wire.nbd import Command, CommandFlag, Exchange, Export, ExportFlag, StatusFlag
+from vblk.wire.nbd import Command, CommandFlag, Exchange, Export, ExportFlag, Request, StatusFlag
 from vblk.wire.nbd.numbers import error_number
 
 PAYLOAD_MAX: Final = 32 * MIB
@@ -129,7 +129,9 @@ class NbdNode(Leaf):
         await _in_pieces(
             len(buffer),
             self._payload_max,
-            lambda at, count: self._request(Command.READ, offset + at, count, target=buffer[at : at + count]),
+            lambda at, count: self._request(
+                Request(Command.READ, offset + at, count, target=buffer[at : at + count])
+            ),
         )
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
@@ -159,7 +161,7 @@ class NbdNode(Leaf):
             len(data),
             self._payload_max,
             lambda at, count: self._request(
-                Command.WRITE, offset + at, count, flags, payload=data[at : at + count]
+                Request(Command.WRITE, offset + at, count, flags, data[at : at + count])
             ),
         )
 
@@ -198,7 +200,9 @@ class NbdNode(Leaf):
         await _in_pieces(
             length,
             len(zeros),
-            lambda at, count: self._request(Command.WRITE, offset + at, count, payload=zeros[:count]),
+            lambda at, count: self._request(
+                Request(Command.WRITE, offset + at, count, payload=zeros[:count])
+            ),
         )
 
     async def discard(self, offset: int, length: int) -> None:
@@ -215,7 +219,9 @@ class NbdNode(Leaf):
     ) -> None:
         """Carry out a request without a payload on a range of any length."""
         await _in_pieces(
-            length, self._effect_max, lambda at, count: self._request(command, offset + at, count, flags)
+            length,
+            self._effect_max,
+            lambda at, count: self._request(Request(command, offset + at, count, flags)),
         )
 
     async def flush(self) -> None:
@@ -228,7 +234,7 @@ class NbdNode(Leaf):
     async def _flush_once(self) -> None:
         self._dirty = False
         if self._can(ExportFlag.SEND_FLUSH):
-            await self._request(Command.FLUSH, 0, 0)
+            await self._request(Request(Command.FLUSH))
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """Ask the server for its holes, where it tells them."""
@@ -254,7 +260,7 @@ class NbdNode(Leaf):
         while self.export.allocation is not None and offset < end:
             start = align_down(offset, self.alignment)
             count = min(STATUS_MAX, align_up(end, self.alignment) - start)
-            exchange = await self._request(Command.BLOCK_STATUS, start, count)
+            exchange = await self._request(Request(Command.BLOCK_STATUS, start, count))
             assert exchange.extents is not None
             for length, status in exchange.extents:
                 stop = min(start + length, end)
@@ -313,16 +319,7 @@ class NbdNode(Leaf):
                 errno.ENOSPC, "an export does not grow", filename=self.filename, offset=offset, length=length
             )
 
-    async def _request(
-        self,
-        command: Command,
-        offset: int,
-        length: int,
-        flags: CommandFlag = CommandFlag.NONE,
-        *,
-        payload: Buffer | None = None,
-        target: memoryview | None = None,
-    ) -> Exchange:
+    async def _request(self, request: Request) -> Exchange:
         """Return the answer to a request, which is no error.
 
         Raises:
@@ -332,9 +329,7 @@ class NbdNode(Leaf):
             PeerError: It breaks the protocol.
         """
         try:
-            exchange = await self._link.request(
-                command, offset, length, flags, payload=payload, target=target
-            )
+            exchange = await self._link.request(request)
         except BlockError as error:
             error.filename = error.filename or self.filename
             raise

@@ -7,7 +7,7 @@ Source: the NBD protocol, doc/proto.md of the NetworkBlockDevice project.
 """
 
 from vblk.wire.nbd.client_handshake import ClientHandshake
-from vblk.wire.nbd.client_session import ClientSession, Exchange
+from vblk.wire.nbd.client_session import ClientSession, Exchange, Request
 from vblk.wire.nbd.export import Export
 from vblk.wire.nbd.numbers import Command, CommandFlag, ExportFlag, StatusFlag
 
@@ -19,5 +19,6 @@ __all__ = [
     "Exchange",
     "Export",
     "ExportFlag",
+    "Request",
     "StatusFlag",
 ]

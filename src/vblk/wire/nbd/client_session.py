@@ -14,7 +14,7 @@ Source: proto.md, "Transmission phase", "Structured reply chunk message",
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from vblk.codec.ranges import RangeSet
 from vblk.errors import PeerError
@@ -55,6 +55,21 @@ _ERROR: Final = struct.Struct(">IH")
 _HOLE: Final = struct.Struct(">QI")
 _DATA_OFFSET: Final = 8
 _ERROR_OFFSET: Final = 8
+
+
+class Request(NamedTuple):
+    """A request to be sent, over whichever connection.
+
+    `offset` and `length` are in bytes; a `payload` and a `target`, the memory for
+    what is read, are `length` bytes long.
+    """
+
+    command: Command
+    offset: int = 0
+    length: int = 0
+    flags: CommandFlag = CommandFlag.NONE
+    payload: bytes | bytearray | memoryview | None = None
+    target: memoryview | None = None
 
 
 class Exchange:
@@ -113,23 +128,9 @@ class ClientSession:
         self._sunk: Callable[[], Exchange | None] = lambda: None
         """What follows when the payload is there."""
 
-    def begin(
-        self,
-        command: Command,
-        offset: int,
-        length: int,
-        flags: CommandFlag = CommandFlag.NONE,
-        target: memoryview | None = None,
-    ) -> tuple[Exchange, bytes]:
-        """Start a request; return it and its header, to be sent before any payload.
-
-        Args:
-            command: What is wanted.
-            offset: First byte of the export.
-            length: Bytes; the payload of a write is exactly as long.
-            flags: What is special about it.
-            target: The memory for a read, `length` bytes long.
-        """
+    def begin(self, request: Request) -> tuple[Exchange, bytes]:
+        """Start a request; return it and its header, to be sent before any payload."""
+        command, offset, length, flags, _, target = request
         self._cookie += 1
         exchange = Exchange(self._cookie, command, offset, length, target)
         self._in_flight[exchange.cookie] = exchange

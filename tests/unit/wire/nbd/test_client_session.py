@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from vblk.errors import PeerError
-from vblk.wire.nbd import ClientSession, Command, CommandFlag, Exchange, Export
+from vblk.wire.nbd import ClientSession, Command, CommandFlag, Exchange, Export, Request
 from vblk.wire.nbd.client_session import BUFFER, EXTENTS_TAKEN
 
 SIMPLE = Export(size=1 << 20)
@@ -51,30 +51,30 @@ def feed(session: ClientSession, received: bytes, step: int = BUFFER) -> list[Ex
 def reading(export: Export, offset: int = 4096, length: int = 16) -> tuple[ClientSession, bytearray]:
     """Return a session with one read in flight, whose cookie is 1, and its memory."""
     session, memory = ClientSession(export), bytearray(b"\xee" * length)
-    session.begin(Command.READ, offset, length, target=memoryview(memory))
+    session.begin(Request(Command.READ, offset, length, target=memoryview(memory)))
     return session, memory
 
 
 def asking(export: Export = STRUCTURED, length: int = 1 << 20) -> ClientSession:
     session = ClientSession(export)
-    session.begin(Command.BLOCK_STATUS, 0, length)
+    session.begin(Request(Command.BLOCK_STATUS, 0, length))
     return session
 
 
 def test_requests_have_compact_headers_with_new_cookies() -> None:
     session = ClientSession(STRUCTURED)
-    _, header = session.begin(Command.WRITE, 0x0102, 0x0304, CommandFlag.FUA)
+    _, header = session.begin(Request(Command.WRITE, 0x0102, 0x0304, CommandFlag.FUA))
     assert header == bytes.fromhex("25609513 0001 0001 0000000000000001 0000000000000102 00000304")
-    _, header = session.begin(Command.FLUSH, 0, 0)
+    _, header = session.begin(Request(Command.FLUSH, 0, 0))
     assert header == bytes.fromhex("25609513 0000 0003 0000000000000002 0000000000000000 00000000")
     assert session.farewell() == bytes.fromhex("25609513 0000 0002") + bytes(20)
 
 
 def test_extended_headers_have_long_lengths_and_mark_payload() -> None:
     session = ClientSession(EXTENDED)
-    _, header = session.begin(Command.TRIM, 1, 1 << 33)
+    _, header = session.begin(Request(Command.TRIM, 1, 1 << 33))
     assert header == bytes.fromhex("21e41c71 0000 0004 0000000000000001 0000000000000001 0000000200000000")
-    _, header = session.begin(Command.WRITE, 2, 3)
+    _, header = session.begin(Request(Command.WRITE, 2, 3))
     assert header == bytes.fromhex("21e41c71 0020 0001 0000000000000002 0000000000000002 0000000000000003")
 
 
@@ -82,9 +82,9 @@ def test_extended_headers_have_long_lengths_and_mark_payload() -> None:
 def test_replies_are_matched_by_their_cookies_in_any_order(step: int) -> None:
     session = ClientSession(SIMPLE)
     memory = [bytearray(5), bytearray(300)]
-    first, _ = session.begin(Command.READ, 0, 5, target=memoryview(memory[0]))
-    second, _ = session.begin(Command.READ, 5, 300, target=memoryview(memory[1]))
-    third, _ = session.begin(Command.FLUSH, 0, 0)
+    first, _ = session.begin(Request(Command.READ, 0, 5, target=memoryview(memory[0])))
+    second, _ = session.begin(Request(Command.READ, 5, 300, target=memoryview(memory[1])))
+    third, _ = session.begin(Request(Command.FLUSH, 0, 0))
     replies = simple(3) + simple(2, 0, b"y" * 300) + simple(1, 0, b"x" * 5)
     assert feed(session, replies, step) == [third, second, first]
     assert memory == [b"x" * 5, b"y" * 300]
@@ -132,7 +132,7 @@ def test_the_first_error_of_a_reply_counts_and_its_text_is_made_harmless() -> No
 
 def test_a_simple_reply_may_answer_what_has_no_payload_among_structured_ones() -> None:
     session = ClientSession(STRUCTURED)
-    exchange, _ = session.begin(Command.WRITE, 0, 512)
+    exchange, _ = session.begin(Request(Command.WRITE, 0, 512))
     assert feed(session, simple(1, 28)) == [exchange]
     assert exchange.error == 28
 
@@ -164,7 +164,7 @@ Case = tuple[Callable[[], ClientSession], bytes]
 
 def _writing(export: Export) -> ClientSession:
     session = ClientSession(export)
-    session.begin(Command.WRITE, 4096, 16)
+    session.begin(Request(Command.WRITE, 4096, 16))
     return session
 
 
@@ -238,6 +238,6 @@ def test_a_reply_that_breaks_the_protocol_is_refused(case: str, step: int) -> No
 def test_nothing_outside_of_the_readers_memory_is_touched() -> None:
     whole = bytearray(b"\xee" * 48)
     session = ClientSession(STRUCTURED)
-    session.begin(Command.READ, 4096, 16, target=memoryview(whole)[16:32])
+    session.begin(Request(Command.READ, 4096, 16, target=memoryview(whole)[16:32]))
     feed(session, chunk(1, DATA, data(4096, b"x" * 16)))
     assert whole == b"\xee" * 16 + b"x" * 16 + b"\xee" * 16
