@@ -182,6 +182,16 @@ def sequence_at_its_end(subject: Subject) -> None:
     subject.parts.headers[1].sequence = 2**64 - 1
 
 
+@CASES.add("H18-near", Opens(OWN, read_only=True))
+def sequence_near_its_end(subject: Subject) -> None:
+    subject.parts.headers[1].sequence = 2**64 - 4
+
+
+@CASES.add("H18-far-enough", Opens(clean=True))
+def sequence_that_can_still_grow(subject: Subject) -> None:
+    subject.parts.headers[1].sequence = 2**64 - 100
+
+
 @CASES.add("H19", Opens())
 def reserved_bytes_set(subject: Subject) -> None:
     for header in subject.parts.headers:

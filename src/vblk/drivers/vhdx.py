@@ -275,6 +275,14 @@ async def load_writable(
         NeedsReplay: `strict` is set and the log is not empty.
         StorageError: The replay failed; the next can do it.
     """
+    image = await load_sound(file, filename, strict=strict, unfinished=unfinished)
+    return await replayed(file, image, unfinished=unfinished)
+
+
+async def load_sound(
+    file: Node, filename: str, *, strict: bool = False, unfinished: bool = False
+) -> VhdxImage:
+    """Load an image that may be written when its log is replayed; see `load_writable`."""
 
     async def read(offset: int, length: int) -> bytes:
         return await read_up_to(file, offset, length)
@@ -289,12 +297,22 @@ async def load_writable(
             f"the image must not be written: {image.read_only_reasons[0]}",
             filename=filename,
         )
-    if image.dirty_log is not None:
-        from vblk.drivers.vhdx_replay import replay_in_place
-
-        await replay_in_place(file, image)
-        image = await load_image(read, file.size, filename=filename, unfinished=unfinished)
     return image
+
+
+async def replayed(file: Node, image: VhdxImage, *, unfinished: bool = False) -> VhdxImage:
+    """Return a sound image as it is when its log, if it has one, was replayed in place."""
+    if image.dirty_log is None:
+        return image
+    from vblk.drivers.vhdx_replay import replay_in_place
+
+    await replay_in_place(file, image)
+    return await load_image(
+        lambda offset, length: read_up_to(file, offset, length),
+        file.size,
+        filename=image.filename,
+        unfinished=unfinished,
+    )
 
 
 async def open_node(site: Site) -> VhdxNode:
@@ -316,12 +334,14 @@ async def open_node(site: Site) -> VhdxNode:
             unfinished=options.unfinished,
         )
     else:
-        image = await load_writable(file, site.filename, strict=rules.strict, unfinished=options.unfinished)
+        image = await load_sound(file, site.filename, strict=rules.strict, unfinished=options.unfinished)
     node = VhdxNode(site.name, site.filename, file=file, image=image)
-    if not site.read_only:
-        await node.start_writing()
+    node.read_only = site.read_only
     await site.take(node, file)
     await _attach_backing(site, node, rules)
+    if not site.read_only:  # nothing is changed before all parents were found
+        node.adopt(await replayed(file, image, unfinished=options.unfinished))
+        await node.start_writing()
     return node
 
 

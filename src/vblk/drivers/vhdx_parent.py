@@ -68,24 +68,29 @@ async def attach_parents(site: Site, top: VhdxNode, rules: ChainRules) -> None:
         OpenDenied: The gate forbids every file that could be the parent.
         Cycle: An image is its own ancestor, or the chain is deeper than DEPTH_MAX.
     """
-    seen = {identity(top)}
+    seen = {identity(top)} - {None}
     child = top
     depth = 1
     while child.image.has_parent:
         depth += 1
         if depth > DEPTH_MAX:
             raise Cycle(f"the chain has more than {DEPTH_MAX} images", filename=top.filename)
-        parent = await _find_parent(site, child, rules)
+        try:
+            parent = await _find_parent(site, child, rules)
+        except PermissionConflict as conflict:
+            if identity_of(conflict.filename) in seen:  # the top, open for writing, excludes itself
+                raise Cycle(f"'{conflict.filename}' is its own ancestor", filename=child.filename) from None
+            raise
         try:
             known = identity(parent)
-            if known is not None and known in seen:
+            if known in seen:
                 raise Cycle(f"'{parent.filename}' is its own ancestor", filename=child.filename)
             _check_geometry(child, parent)
             site.graph.attach(child, Role.BACKING, parent)
         except BaseException:
             await site.graph.discard_unused(parent)
             raise
-        seen.add(known)
+        seen |= {known} - {None}
         child.attach_backing(parent)
         child = parent
         rules = rules._replace(parent=None)
@@ -97,13 +102,21 @@ def identity(node: Node) -> tuple[int, int] | None:
     while below is not None:
         if isinstance(below, Leaf):
             descriptor = below.descriptor()
-            try:  # past the system's cache a file has no descriptor to give, but still a name
-                status = os.stat(below.filename if descriptor is None else descriptor)
-            except (OSError, ValueError):
-                return None
-            return status.st_dev, status.st_ino
+            # past the system's cache a file has no descriptor to give, but still a name
+            return identity_of(below.filename if descriptor is None else descriptor)
         below = below.child(Role.FILE)
     return None
+
+
+def identity_of(file: str | int | None) -> tuple[int, int] | None:
+    """Return device and inode of a file, or None if there is none."""
+    if file is None:
+        return None
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 async def _find_parent(site: Site, child: VhdxNode, rules: ChainRules) -> VhdxNode:

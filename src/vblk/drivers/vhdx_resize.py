@@ -67,6 +67,7 @@ async def resize(writer: "VhdxWriter", blocks: BlockWriter, size: int, prealloca
     if size < old.virtual_size:
         await _shrink(writer, blocks, size)
     elif size > old.virtual_size:
+        await _clear_strays(writer, blocks, old, _geometry(blocks, size))
         await _make_table_room(writer, blocks, size)
         if blocks.fixed:
             await _preallocate(writer, blocks, size, preallocation)
@@ -103,17 +104,14 @@ async def _grow(writer: "VhdxWriter", blocks: BlockWriter, size: int, parent_siz
     """Grow by one step."""
     old, new = blocks.geometry, _geometry(blocks, size)
     with ExitStack() as pins:
-        strays = await _load_strays(writer, old, new, pins)
         await load_pages(writer, _size_pages(writer), pins)
         blocks.geometry = new
         try:
             planned = await writer.answered(
                 blocks, lambda blocks: GrowthPlanner(blocks, old, size, parent_size).plan()
             )
-            async with writer.carried_out(blocks, planned, more_pages=len(strays) + SIZE_PAGES):
+            async with writer.carried_out(blocks, planned, more_pages=SIZE_PAGES):
                 await writer.fill(planned)
-                for at, first, count in strays:
-                    clear_entries(blocks.edits, new, at, first, count)
                 _edit_size(writer, blocks, size)
         except BaseException:
             blocks.geometry = old
@@ -121,16 +119,17 @@ async def _grow(writer: "VhdxWriter", blocks: BlockWriter, size: int, parent_siz
         _adopt_size(writer, blocks, size)
 
 
-async def _load_strays(
-    writer: "VhdxWriter", old: Geometry, new: Geometry, pins: ExitStack
-) -> list[tuple[int, int, int]]:
-    """Load and return the BAT pages that hold something where nothing should be: (page, first, count)."""
-    strays: list[tuple[int, int, int]] = []
+async def _clear_strays(writer: "VhdxWriter", blocks: BlockWriter, old: Geometry, new: Geometry) -> None:
+    """Clear what stands in the table where a larger disk will have entries.
+
+    It means nothing before and would mean something after: each page is a change
+    of its own, made before the size is, so that any number of them fits the log.
+    """
+    last = old.bat_length // BAT_ENTRY_SIZE
     for first, count in new_entries(old, new):
-        async for at in used_pages(writer, new, first, count):
-            await load_pages(writer, range(at, at + 1, PAGE_SIZE), pins)
-            strays.append((at, first, count))
-    return strays
+        here = min(count, last - first)
+        async for at in used_pages(writer, new, first, here):
+            await _clear_page(writer, blocks, new, at, first, here, owning=False)
 
 
 async def used_pages(writer: "VhdxWriter", geometry: Geometry, first: int, count: int) -> AsyncIterator[int]:
@@ -161,11 +160,25 @@ async def _shrink(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
     _adopt_size(writer, blocks, size)
     for first, count in lost_entries(old, new):
         for at in pages_of(old, first, count):
-            with ExitStack() as pins:
-                await load_pages(writer, range(at, at + 1, PAGE_SIZE), pins)
-                async with writer.carried_out(blocks, Plan(), more_pages=1):
-                    released = clear_entries(blocks.edits, old, at, first, count)
-                    blocks.edits.require(barrier=False, released=released)
+            await _clear_page(writer, blocks, old, at, first, count, owning=True)
+
+
+async def _clear_page(
+    writer: "VhdxWriter",
+    blocks: BlockWriter,
+    geometry: Geometry,
+    at: int,
+    first: int,
+    count: int,
+    *,
+    owning: bool,
+) -> None:
+    """Clear those of a run of entries that lie in one page; what they name is free then if they own it."""
+    with ExitStack() as pins:
+        await load_pages(writer, range(at, at + 1, PAGE_SIZE), pins)
+        async with writer.carried_out(blocks, Plan(), more_pages=1):
+            released = clear_entries(blocks.edits, geometry, at, first, count)
+            blocks.edits.require(barrier=False, released=released if owning else [])
 
 
 async def _make_table_room(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:

@@ -381,6 +381,7 @@ class VhdxWriter:
             anchors=survey.anchors,
             fixed=image.type == "fixed",
             filename=node.filename,
+            strays="B12" in survey.report.counts or "B13" in survey.report.counts,
         )
 
     async def _extend(self, blocks: BlockWriter, need: NeedsRoom) -> None:

@@ -25,6 +25,7 @@ from vblk.formats.vhdx.layout import (
     HEADER_SIZE,
     IDENTIFIER_SIGNATURE,
     SEQUENCE_NUMBER_MAX,
+    SESSION_UPDATES_MAX,
 )
 from vblk.units import MIB
 
@@ -216,7 +217,7 @@ def check_header(header: Header, file_size: int) -> HeaderVerdict:
     if log_missing is not None:
         findings.append(log_missing)
         reasons.append(log_missing.message)
-    if header.sequence_number == SEQUENCE_NUMBER_MAX:
+    if header.sequence_number > SEQUENCE_NUMBER_MAX - SESSION_UPDATES_MAX:
         exhausted = "the header's sequence number cannot be increased any more"
         findings.append(Finding("H18", Severity.WARNING, exhausted, at + 8))
         reasons.append(exhausted)

@@ -97,5 +97,8 @@ LOG_WINDOW_SIZE = MIB
 
 SEQUENCE_NUMBER_MAX = (1 << 64) - 1
 
+SESSION_UPDATES_MAX = 16
+"""More headers than one opening for writing writes: a replay's and a session's, each in both copies."""
+
 OVERLAY_LENGTH_MAX = GIB * GIB * 4
 """A log entry may not ask for a file longer than this: 4 EiB."""

@@ -20,6 +20,8 @@ only when the edit is durable.
 Source: [MS-VHDX] "Payload BAT Entry States", "Sector Bitmap Blocks".
 """
 
+from collections.abc import Iterable
+
 from vblk.errors import CorruptImage
 from vblk.formats.vhdx.bat import Fault, Geometry, Placement, State
 from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
@@ -40,6 +42,8 @@ class BlockWriter:
         space: The free space.
         anchors: File offsets that unmapped blocks hold on to, each owned by its block.
         fixed: Whether blocks keep their space for ever.
+        strays: Whether entries may name places that are not theirs (B12, B13): these
+            names are taken away from every page of the BAT that is edited.
         filename: For errors.
 
     Guest ranges have at least one byte, end inside the disk, and may have any
@@ -57,6 +61,7 @@ class BlockWriter:
         anchors: frozenset[int],
         fixed: bool,
         filename: str,
+        strays: bool = False,
     ) -> None:
         self.geometry = geometry
         self.placement = placement
@@ -65,6 +70,7 @@ class BlockWriter:
         self.fixed = fixed
         self.filename = filename
         self._anchors = set(anchors)
+        self._strays = strays
 
     def plan_write(self, guest_offset: int, length: int) -> Answer:
         """Plan where `length` bytes go that a caller will bring.
@@ -108,10 +114,12 @@ class BlockWriter:
             self._put_entry(pages, index, entry)
         for run in plan.runs:
             self._put_run(pages, run)
-        pages.finish()
-        self.edits.require(barrier=plan.barrier, released=plan.released)
         self._anchors.difference_update(offset for offset, _ in plan.released)
         self._anchors.difference_update(entry & BAT_OFFSET_MASK for entry in plan.entries.values())
+        if self._strays:
+            self._drop_strays(pages)
+        pages.finish()
+        self.edits.require(barrier=plan.barrier, released=plan.released)
         self._unpin(plan)
 
     def abort(self, plan: Plan, *, touched: bool) -> None:
@@ -147,6 +155,18 @@ class BlockWriter:
         at = self.geometry.entry_offset(index)
         start = at & (PAGE_SIZE - 1)
         pages.at(at - start)[start : start + BAT_ENTRY_SIZE] = entry.to_bytes(BAT_ENTRY_SIZE, "little")
+
+    def _drop_strays(self, pages: "_Pages") -> None:
+        """Let entries of blocks without data name no place but one that they own."""
+        bat = range(self.geometry.bat_offset, self.geometry.entry_offset(self.geometry.entries))
+        for at, page in pages.opened():
+            for start in range(0, PAGE_SIZE if at in bat else 0, BAT_ENTRY_SIZE):
+                entry = int.from_bytes(page[start : start + BAT_ENTRY_SIZE], "little")
+                place, state = entry & BAT_OFFSET_MASK, entry & BAT_STATE_MASK
+                if not place or state >= State.FULLY_PRESENT or at + start not in bat:
+                    continue
+                if state in (State.NOT_PRESENT, State.ZERO) or place not in self._anchors:
+                    page[start : start + BAT_ENTRY_SIZE] = state.to_bytes(BAT_ENTRY_SIZE, "little")
 
     def _put_run(self, pages: "_Pages", run: SectorRun) -> None:
         geometry = self.geometry
@@ -189,6 +209,9 @@ class _Pages:
 
     def peek(self, offset: int) -> bytes | bytearray | None:
         return self._open.get(offset) or self._edits.store.get(offset)
+
+    def opened(self) -> Iterable[tuple[int, bytearray]]:
+        return self._open.items()
 
     def finish(self) -> None:
         for offset, page in self._open.items():
