@@ -88,6 +88,26 @@ async def open_image(
         raise
 
 
+async def open_storage(
+    graph: Graph, options: NodeOptions, *, cache: str | None = None, force_share: bool = False
+) -> Handle:
+    """Open what stores an image, for writing, and nothing above it: for who repairs the image.
+
+    Raises: as `open_image`.
+    """
+    below = hand_down(options).children.get("file")
+    if not isinstance(below, NodeOptions):
+        raise OptionError('A block device must be specified for "file"')
+    if force_share:
+        raise OptionError("force-share=on can only be used with read-only images")
+    node = await open_node(graph, below, Request(read_only=False, cache=cache or "writeback"))
+    try:
+        return graph.hold(node, "vblk", WRITING)
+    except BaseException:
+        await graph.discard_unused(node)
+        raise
+
+
 def hand_down(options: NodeOptions) -> NodeOptions:
     """Let what is said of an image count for the nodes that store it, unless they say otherwise."""
     children = dict(options.children)

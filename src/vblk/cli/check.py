@@ -1,7 +1,8 @@
 """`vblk check`: what is wrong with an image's tables.
 
 Owns: QEMU's report of a check and its exit statuses, for people and as JSON.
-The findings come from the format.
+The findings come from the format,
+and so do repairs.
 """
 
 from dataclasses import dataclass
@@ -9,12 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.failure import CHECK_CORRUPT, CHECK_LEAKS, CHECK_UNSUPPORTED, SUCCESS, Failure
-from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
+from vblk.cli.failure import (
+    CHECK_CORRUPT,
+    CHECK_LEAKS,
+    CHECK_UNSUPPORTED,
+    SUCCESS,
+    Failure,
+    could_not_open,
+    sentence,
+)
+from vblk.cli.images import ImageArguments, image_graph, image_options, named_options, open_named
 from vblk.cli.values import OUTPUT_TYPE, WordType
+from vblk.errors import BlockError
+from vblk.graph.registry import Graph
+from vblk.opening import open_storage
 from vblk.options import format_size
 
 if TYPE_CHECKING:
+    from vblk.drivers.vhdx_repair import Repair
     from vblk.formats.vhdx import CheckReport, Finding, VhdxImage
 
 
@@ -28,10 +41,8 @@ class Arguments(ImageArguments):
 
 
 async def run(arguments: Arguments, console: Console) -> int:
-    """Open the image without its chain, check it, report."""
+    """Open the image without its chain, check it, repair it if asked to, report."""
     name = arguments.one_operand()
-    if arguments.repair is not None:
-        raise Failure("this version of vblk repairs no images: check without -r tells what is wrong")
     async with image_graph(arguments) as graph:
         handle = await open_named(graph, name, arguments, console, backing=False)
         node = handle.node
@@ -41,17 +52,67 @@ async def run(arguments: Arguments, console: Console) -> int:
 
         if not isinstance(node, VhdxNode):
             raise Failure("This image format does not support checks", status=CHECK_UNSUPPORTED)
-        report = await node.check()
-        image = node.image
+        filename, image = node.filename, node.image
+        repair = None
+        if arguments.repair is None:
+            report = await node.check()
+        else:
+            await graph.release(handle)
+            repair = await _repair(arguments, name, filename, graph, console)
+            report, image = repair.after, repair.image
     if arguments.output == "json":
         import json
 
-        console.print(json.dumps(_json_report(report, image, node.filename), indent=4))
+        console.print(json.dumps(_json_report(report, image, filename, repair), indent=4))
     else:
+        if repair is not None:
+            _print_repair(repair, arguments.quiet, console)
         _print_report(report, image, arguments.quiet, console)
     if report.errors:
         return CHECK_CORRUPT
     return CHECK_LEAKS if report.leaks else SUCCESS
+
+
+async def _repair(arguments: Arguments, name: str, filename: str, graph: Graph, console: Console) -> "Repair":
+    """Repair the image in its file, which nobody else may use meanwhile."""
+    from vblk.drivers.vhdx_repair import repair_image
+
+    options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
+    try:
+        file = await open_storage(
+            graph,
+            options,
+            cache=arguments.source_cache,
+            force_share=arguments.force_share,
+        )
+    except BlockError as error:
+        raise could_not_open(name, error) from error
+    try:
+        return await repair_image(file.node, filename, leaks_only=arguments.repair == "leaks")
+    except BlockError as error:
+        raise Failure(f"Check failed: {sentence(error).removeprefix(f'{filename}: ')}") from error
+
+
+def _print_repair(repair: "Repair", quiet: bool, console: Console) -> None:
+    """Write what was found first, what was done about it, and what was not."""
+    for finding in repair.before.findings:
+        _print_finding(finding, console)
+    for act in repair.done:
+        console.plain_message(f"Repaired: {act.message} [{act.code}]")
+    for act in repair.left:
+        console.plain_message(f"Not repaired: {act.message} [{act.code}]")
+    if quiet or not (repair.leaks_fixed or repair.corruptions_fixed):
+        return
+    console.print(
+        "The following inconsistencies were found and repaired:",
+        "",
+        f"    {repair.leaks_fixed} leaked clusters",
+        f"    {repair.corruptions_fixed} corruptions",
+        "",
+    )
+    if repair.lost_bytes:
+        console.print(f"{repair.lost_bytes} bytes of the disk were lost, and are zeros now.", "")
+    console.print("Double checking the fixed image now...")
 
 
 def _print_report(report: "CheckReport", image: "VhdxImage", quiet: bool, console: Console) -> None:
@@ -108,7 +169,9 @@ def log_sentence(image: "VhdxImage") -> str:
     )
 
 
-def _json_report(report: "CheckReport", image: "VhdxImage", filename: str) -> dict[str, Any]:
+def _json_report(
+    report: "CheckReport", image: "VhdxImage", filename: str, repair: "Repair | None"
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "image-end-offset": report.image_end_offset,
         "total-clusters": report.total_blocks,
@@ -136,6 +199,22 @@ def _json_report(report: "CheckReport", image: "VhdxImage", filename: str) -> di
         ]
     if image.dirty_log is not None:
         facts["log"] = image.describe()["log"]
+    if repair is not None:
+        facts |= _json_repair(repair)
+    return facts
+
+
+def _json_repair(repair: "Repair") -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if repair.corruptions_fixed:
+        facts["corruptions-fixed"] = repair.corruptions_fixed
+    if repair.leaks_fixed:
+        facts["leaks-fixed"] = repair.leaks_fixed
+    if repair.lost_bytes:
+        facts["lost-bytes"] = repair.lost_bytes
+    for key, acts in (("repaired", repair.done), ("not-repaired", repair.left)):
+        if acts:
+            facts[key] = [{"code": act.code, "message": act.message} for act in acts]
     return facts
 
 
@@ -154,11 +233,12 @@ VERB = Verb(
             type=WordType(
                 ("leaks", "all"), "Unknown option value for -r (expecting 'leaks' or 'all'): {}", hint=True
             ),
-            help="Refused: this version repairs nothing.",
+            help="Repair: all that is safe to repair, or only what wastes space. What is lost is said, and "
+            "what is left, and why.",
         ),
         *image_options(),
     ],
     operands="FILENAME",
-    help="Look for damage in an image's tables. Exit status: 0 sound, 2 damaged, 3 space leaked, "
-    "63 nothing to check in this format, 1 the check itself failed.",
+    help="Look for damage in an image's tables, and repair it with -r. Exit status: 0 sound by now, "
+    "2 damaged, 3 space leaked, 63 nothing to check in this format, 1 the check itself failed.",
 )

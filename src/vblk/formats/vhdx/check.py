@@ -11,6 +11,7 @@ Source: [MS-VHDX] "BAT".
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vblk.formats.vhdx.bat import (
     BITMAP_PRESENT,
@@ -96,6 +97,18 @@ class CheckReport:
             self.read_only_reasons.append(finding.message)
 
 
+class Flaw(NamedTuple):
+    """A finding about the BAT entry of index `entry`, for who repairs it.
+
+    `needed` is false where it is a sector bitmap's and no block depends on it.
+    """
+
+    code: str
+    severity: Severity
+    entry: int
+    needed: bool
+
+
 async def check_image(image: VhdxImage, read: Read) -> CheckReport:
     """Walk the whole BAT and report every violation.
 
@@ -116,23 +129,24 @@ class Survey:
     `owners` has everything that blocks and sector bitmaps own, and the places
     that unmapped blocks hold on to; `anchors` are the file offsets of these.
     With `anchors_complete` false there are more of them than were looked at:
-    then no place may be called free.
+    then no place may be called free. `flaws` are as many as were asked for.
     """
 
     report: CheckReport
     owners: OwnershipTable
     anchors: frozenset[int]
     anchors_complete: bool
+    flaws: list[Flaw]
 
 
-async def survey_image(image: VhdxImage, read: Read) -> Survey:
+async def survey_image(image: VhdxImage, read: Read, *, flaws_max: int = 0) -> Survey:
     """Walk the whole BAT as `check_image` does, and say what owns the file's space.
 
     Concurrency: may suspend.
     """
-    walk = _Scan(image, None)
+    walk = _Scan(image, None, flaws_max)
     report = await _run(walk, image, read, image.regions.bat.length)
-    return Survey(report, walk.owners, frozenset(walk.anchors_held), walk.anchors_complete)
+    return Survey(report, walk.owners, frozenset(walk.anchors_held), walk.anchors_complete, walk.flaws)
 
 
 async def scan_image(
@@ -185,11 +199,13 @@ async def _run(walk: "_Scan", image: VhdxImage, read: Read, limit: int) -> Check
 class _Scan:
     """One scan under way."""
 
-    def __init__(self, image: VhdxImage, entries_max: int | None) -> None:
+    def __init__(self, image: VhdxImage, entries_max: int | None, flaws_max: int = 0) -> None:
         self._image = image
         self._geometry = image.geometry
         self._placement = image.placement
         self._entries_left = entries_max
+        self._flaws_max = flaws_max
+        self.flaws: list[Flaw] = []
         self.owners = OwnershipTable()
         self._anchors = array("Q")
         self.anchors_held: list[int] = []
@@ -250,8 +266,12 @@ class _Scan:
         report.image_end_offset = self._end_offset
         return report
 
-    def _record(self, code: str, severity: Severity, message: str, index: int) -> None:
+    def _record(
+        self, code: str, severity: Severity, message: str, index: int, *, needed: bool = True
+    ) -> None:
         self.report.record(Finding(code, severity, message, self._geometry.entry_offset(index)))
+        if len(self.flaws) < self._flaws_max:
+            self.flaws.append(Flaw(code, severity, index, needed))
 
     def _spend(self, count: int) -> bool:
         """Take `count` entries from the limit; False: there are not that many left."""
@@ -318,8 +338,8 @@ class _Scan:
             self._anchors.append(offset)
             self._anchors.append(block)
 
-    def _fault(self, fault: Fault, index: int) -> None:
-        self._record(fault.code, Severity.ERROR, fault.message, index)
+    def _fault(self, fault: Fault, index: int, *, needed: bool = True) -> None:
+        self._record(fault.code, Severity.ERROR, fault.message, index, needed=needed)
 
     def _present_block(self, block: int, index: int, state: int, offset: int) -> None:
         size = self._geometry.block_size
@@ -370,7 +390,7 @@ class _Scan:
             return
         fault = bitmap_fault(self._placement, chunk, entry)
         if fault is not None:
-            self._fault(fault, index)
+            self._fault(fault, index, needed=partial)
         elif state == BITMAP_PRESENT:
             what = f"the sector bitmap of chunk {chunk}"
             self._own(what, offset, SECTOR_BITMAP_SIZE, Owner.BITMAP, index)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vblk.codec.crc32c import crc32c_without
 from vblk.codec.guid import Guid
 from vblk.codec.ranges import first_overlap
-from vblk.errors import CorruptImage, Reason, UnsupportedFeature
+from vblk.errors import CorruptImage, ImageError, Reason, UnsupportedFeature
 from vblk.formats.vhdx.finding import Finding, Severity
 from vblk.formats.vhdx.layout import (
     CHECKSUM_OFFSET,
@@ -91,6 +91,8 @@ def is_valid_table(data: bytes) -> bool:
 def choose_table(copies: tuple[bytes, bytes], file_size: int) -> RegionTable:
     """Decide between the two copies, 64 KiB each, and parse the one in force.
 
+    The first is, unless it is damaged, or makes no sense and the second does.
+
     Args:
         copies: Both tables, as the log leaves them.
         file_size: Length of the file in bytes, as the log leaves it.
@@ -121,6 +123,17 @@ def choose_table(copies: tuple[bytes, bytes], file_size: int) -> RegionTable:
         contradiction = "the two region tables differ; the first is used"
         findings.append(Finding("T4", Severity.ERROR, contradiction, second))
         reasons.append(contradiction)
+        try:
+            return _parse_table(copies[0], first, file_size, findings, reasons)
+        except CorruptImage:
+            # Then the first copy is the wrong one, if the second makes sense.
+            findings, reasons = [], ["the two region tables differ; the second is used"]
+            findings.append(Finding("T4", Severity.ERROR, reasons[0], first))
+            try:
+                return _parse_table(copies[1], second, file_size, findings, reasons)
+            except ImageError:
+                pass
+            raise
     chosen = 0 if valid[0] else 1
     return _parse_table(copies[chosen], REGION_TABLE_OFFSETS[chosen], file_size, findings, reasons)
 
@@ -157,14 +170,9 @@ def _parse_table(
                 )
             )
         if not region.known and region.file_offset + region.length > file_size:
-            findings.append(
-                Finding(
-                    "T8",
-                    Severity.WARNING,
-                    f"the optional {region.name} ends beyond the file",
-                    table_offset + at,
-                )
-            )
+            message = f"the optional {region.name} ends beyond the file"
+            findings.append(Finding("T8", Severity.WARNING, message, table_offset + at))
+            reasons.append(message)
     for guid, name in _NAMES.items():
         if guid not in regions:
             raise CorruptImage(
