@@ -22,7 +22,7 @@ from vblk.errors import BlockError
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
-from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated
+from vblk.jobs.copy import CopyJob, CopyPlan, Loss, Source, concatenated
 from vblk.jobs.target import Made, new_image
 from vblk.opening import open_image
 from vblk.units import MIB
@@ -197,8 +197,11 @@ async def _copy(
     graph: Graph,
     console: Console,
 ) -> None:
-    def salvaged(what: str, _: Source, offset: int, error: BlockError) -> None:
-        place = "offset" if what == "read" else "block status at offset"
+    def salvaged(what: Loss, _: Source, offset: int, length: int, error: BlockError) -> None:
+        if what is Loss.DAMAGED:
+            console.warn(f"{length} bytes at offset {offset} are lost and become zeros: {error.message}")
+            return
+        place = "offset" if what is Loss.READ else "block status at offset"
         console.warn(f"error while reading {place} {offset}: {error.message}")
 
     with shown_progress(

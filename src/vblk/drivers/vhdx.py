@@ -90,6 +90,7 @@ class VhdxNode(Mapper):
         self._block_shift = image.block_size.bit_length() - 1
         self._within_block = image.block_size - 1
         self.lookup_step = image.lookup_step
+        self.damage_unit = image.block_size
 
     @property
     def size(self) -> int:

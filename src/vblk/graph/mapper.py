@@ -32,6 +32,9 @@ class Mapper(Node):
     lookup_step = 1 << 62
     """The most guest bytes that one lookup covers, so that tables load in pieces."""
 
+    damage_unit: int | None = None
+    """How many bytes of the disk, a power of two, one wrong entry of the format spoils as a whole."""
+
     def __init__(self, name: str, filename: str, *, read_only: bool, file: Node) -> None:
         super().__init__(name, filename, read_only=read_only)
         self._file = file

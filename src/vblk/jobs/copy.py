@@ -10,12 +10,13 @@ that is written from its start; what passes memory is read ahead meanwhile.
 """
 
 import asyncio
+import enum
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from vblk.aio.clock import Clock
-from vblk.errors import BlockError
+from vblk.errors import BlockError, ImageError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
 from vblk.graph.mapper import Mapper
@@ -86,6 +87,17 @@ class Source:
         return self.start, self.handle.size - self.start if self.length is None else self.length
 
 
+class Loss(enum.Enum):
+    """What could not be had of a source."""
+
+    DAMAGED = "damaged"
+    """A range is hidden by damage to the image."""
+    STATUS = "status"
+    """It is not known what a sector is."""
+    READ = "read"
+    """A sector cannot be read."""
+
+
 @dataclass(slots=True)
 class _Piece:
     """A run that one worker copies in one go."""
@@ -114,8 +126,8 @@ class CopyJob:
         plan: How.
         mover: The data plane.
         progress: Told of the data bytes, if anybody wants to know.
-        salvaged: Told of each place that could not be read: "status" or "read",
-            the source, the offset in it, and why.
+        salvaged: Told of each place that could not be read: what was tried, the
+            source, offset and length in it, and why.
         clock: For the rate limit.
     """
 
@@ -128,7 +140,7 @@ class CopyJob:
         *,
         clock: Clock,
         progress: Progress | None = None,
-        salvaged: Callable[[str, Source, int, BlockError], None] | None = None,
+        salvaged: Callable[[Loss, Source, int, int, BlockError], None] | None = None,
     ) -> None:
         self._sources = sources
         self._target = target
@@ -178,7 +190,7 @@ class CopyJob:
     async def _count_data(self) -> int:
         total = 0
         for source in self._sources:
-            async for span in self._walk(source):
+            async for span in self._walk(source, counting=True):
                 if self._is_work(span):
                     total += span.length
         return total
@@ -186,17 +198,17 @@ class CopyJob:
     def _is_work(self, span: Span) -> bool:
         return span.kind is not Kind.ZERO or self._plan.sparse == 0
 
-    def _walk(self, source: Source) -> AsyncIterator[Span]:
+    def _walk(self, source: Source, *, counting: bool = False) -> AsyncIterator[Span]:
         handle = source.handle
         start, length = source.span
-        if source.walk is not None:
-            return source.walk(start, length)
         if not self._plan.salvage:
             return walk(handle, start, length)
 
-        def lost(offset: int, error: BlockError) -> None:
-            if self._salvaged is not None:
-                self._salvaged("status", source, offset, error)
+        def lost(offset: int, length: int, error: BlockError) -> None:
+            damaged = isinstance(error, ImageError)
+            if self._salvaged is not None and not (damaged and counting):
+                what = Loss.DAMAGED if damaged else Loss.STATUS
+                self._salvaged(what, source, offset, length, error)
 
         return walk_salvaging(handle, start, length, lost)
 
@@ -282,7 +294,7 @@ class CopyJob:
                 except BlockError as error:
                     sector[:] = bytes(len(sector))
                     if self._salvaged is not None:
-                        self._salvaged("read", source, offset + start, error)
+                        self._salvaged(Loss.READ, source, offset + start, len(sector), error)
 
     async def _write(self, goal: int, data: bytearray) -> None:
         if not self._plan.sparse:

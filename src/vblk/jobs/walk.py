@@ -8,11 +8,12 @@ where there is much to say.
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from vblk.errors import BlockError
+from vblk.errors import BlockError, ImageError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
-from vblk.graph.node import Span, coalesce
-from vblk.units import MIB, TIB, align_up
+from vblk.graph.mapper import Mapper
+from vblk.graph.node import Node, Span, coalesce
+from vblk.units import MIB, TIB, align_down, align_up
 
 STEP_FIRST = 256 * MIB
 STEP_LEAST = 16 * MIB
@@ -54,35 +55,57 @@ async def walk_by(
             step = max(step // 4, STEP_LEAST)
 
 
-async def walk_salvaging(
-    handle: Handle, offset: int, length: int, lost: Callable[[int, BlockError], None]
-) -> AsyncIterator[Span]:
-    """As `walk`; sectors about which nothing can be learnt count as data, after `lost` was told."""
+Lost = Callable[[int, int, BlockError], None]
+"""Told of a range, (offset, length), about which nothing can be learnt, and why."""
+
+
+async def walk_salvaging(handle: Handle, offset: int, length: int, lost: Lost) -> AsyncIterator[Span]:
+    """As `walk`, and go on behind what cannot be read.
+
+    What an image's damage hides is zeros: it is looked for in the units in which
+    the image's format is damaged. Sectors about which nothing can be learnt for
+    another reason count as data. `lost` is told of either.
+    """
     end = offset + length
+    unit = _damage_unit(handle.node)
     while offset < end:
         piece = min(STEP_FIRST, end - offset)
-        async for span in _salvage(handle, offset, piece, lost):
+        async for span in _salvage(handle, offset, piece, unit, lost):
             yield span
         offset += piece
 
 
-async def _salvage(
-    handle: Handle, offset: int, length: int, lost: Callable[[int, BlockError], None]
-) -> AsyncIterator[Span]:
+def _damage_unit(top: Node) -> int:
+    """Return how many bytes of the disk, whose number is a power of two, one wrong entry spoils at least."""
+    units: list[int] = []
+    waiting = [top]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapper) and node.damage_unit is not None:
+            units.append(node.damage_unit)
+        waiting += [edge.node for edge in node.children.values()]
+    return min(units, default=SECTOR)
+
+
+async def _salvage(handle: Handle, offset: int, length: int, unit: int, lost: Lost) -> AsyncIterator[Span]:
     try:
         spans = coalesce(await handle.allocation(offset, length))
     except BlockError as error:
-        if length <= SECTOR:
-            lost(offset, error)
-            yield Span(Kind.DATA, offset, length)
+        damaged = isinstance(error, ImageError)
+        step = unit if damaged else SECTOR
+        middle = align_up(offset + length // 2, step)
+        if middle >= offset + length:
+            middle = align_down(offset + length - 1, step)
+        if middle <= offset:
+            lost(offset, length, error)
+            yield Span(Kind.ZERO if damaged else Kind.DATA, offset, length)
             return
     else:
         for span in spans:
             yield span
         return
-    half = align_up(length // 2, SECTOR)
-    for start, part in ((offset, half), (offset + half, length - half)):
-        async for span in _salvage(handle, start, part, lost):
+    for start, end in ((offset, middle), (middle, offset + length)):
+        async for span in _salvage(handle, start, end - start, unit, lost):
             yield span
 
 

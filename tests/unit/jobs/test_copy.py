@@ -16,7 +16,7 @@ from vblk.extent import Kind
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
-from vblk.jobs.copy import CopyJob, CopyPlan, Source, concatenated
+from vblk.jobs.copy import CopyJob, CopyPlan, Loss, Source, concatenated
 from vblk.jobs.progress import Progress
 from vblk.jobs.target import new_image
 from vblk.opening import open_image
@@ -184,14 +184,14 @@ def test_a_failed_read_ends_the_copy_and_leaves_no_file(tmp_path: Path) -> None:
 
 def test_salvage_replaces_only_the_lost_sectors(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * MIB)
-    lost: list[tuple[str, int]] = []
+    lost: list[tuple[Loss, int, int]] = []
 
     async def scenario() -> None:
         async with Graph() as graph:
             source = await open_image(graph, FAULTY % (tmp_path / "a"))
 
-            def salvaged(what: str, _: Source, offset: int, error: BlockError) -> None:
-                lost.append((what, offset))
+            def salvaged(what: Loss, _: Source, offset: int, length: int, error: BlockError) -> None:
+                lost.append((what, offset, length))
 
             async with new_image(graph, str(tmp_path / "b"), NewRawImage(MIB)) as made:
                 job = CopyJob(
@@ -208,7 +208,8 @@ def test_salvage_replaces_only_the_lost_sectors(tmp_path: Path) -> None:
     expected = bytearray(b"x" * MIB)
     expected[100 * 512 : 101 * 512] = bytes(512)
     assert (tmp_path / "b").read_bytes() == expected
-    assert lost == [("status", 7 * 512), ("status", 7 * 512), ("read", 100 * 512)]
+    status = (Loss.STATUS, 7 * 512, 512)
+    assert lost == [status, status, (Loss.READ, 100 * 512, 512)]
 
 
 def test_a_cancelled_copy_leaves_no_file(tmp_path: Path) -> None:
