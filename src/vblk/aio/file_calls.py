@@ -9,6 +9,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 KEEP_SIZE = 0x01
@@ -23,6 +24,9 @@ _BLKZEROOUT = 0x127F
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_NOCOW_FL = 0x00800000
+_FS_COMPR_FL = 0x00000004
+_FS_ENCRYPT_FL = 0x00000800
+_BTRFS_COMPRESSION = "btrfs.compression"
 _FS_IOC_FSGETXATTR = 0x801C581F
 _FS_IOC_FSSETXATTR = 0x401C5820
 _FS_XFLAG_EXTSIZE = 0x00000800
@@ -123,6 +127,19 @@ def set_no_copy_on_write(fd: int) -> None:
 
     (flags,) = struct.unpack("=q", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)))
     fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=q", flags | _FS_NOCOW_FL))
+
+
+def is_compressed_or_encrypted(fd: int) -> tuple[bool, bool]:
+    """Tell whether the file system compresses a file, and whether it encrypts it; no if it does not say."""
+    import fcntl
+
+    flags = 0
+    with suppress(OSError):
+        (flags,) = struct.unpack("=q", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)))
+    compressed = bool(flags & _FS_COMPR_FL)
+    with suppress(OSError):
+        compressed = compressed or os.getxattr(fd, _BTRFS_COMPRESSION) not in (b"", b"none", b"no")
+    return compressed, bool(flags & _FS_ENCRYPT_FL)
 
 
 def set_extent_size_hint(fd: int, length: int) -> None:

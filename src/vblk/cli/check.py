@@ -38,6 +38,7 @@ class Arguments(ImageArguments):
     output: str
     quiet: bool
     repair: str | None
+    platform: str | None
 
 
 async def run(arguments: Arguments, console: Console) -> int:
@@ -60,15 +61,21 @@ async def run(arguments: Arguments, console: Console) -> int:
             await graph.release(handle)
             repair = await _repair(arguments, name, filename, graph, console)
             report, image = repair.after, repair.image
+        objections = await _objections(arguments, name, report, graph, console)
     if arguments.output == "json":
         import json
 
-        console.print(json.dumps(_json_report(report, image, filename, repair), indent=4))
+        facts = _json_report(report, image, filename, repair)
+        if objections is not None:
+            facts["hyper-v"] = [_json_finding(finding) for finding in objections]
+        console.print(json.dumps(facts, indent=4))
     else:
         if repair is not None:
             _print_repair(repair, arguments.quiet, console)
         _print_report(report, image, arguments.quiet, console)
-    if report.errors:
+        if objections is not None:
+            _print_objections(objections, arguments.quiet, console)
+    if report.errors or any(each.severity.value == "error" for each in objections or ()):
         return CHECK_CORRUPT
     return CHECK_LEAKS if report.leaks else SUCCESS
 
@@ -91,6 +98,45 @@ async def _repair(arguments: Arguments, name: str, filename: str, graph: Graph, 
         return await repair_image(file.node, filename, leaks_only=arguments.repair == "leaks")
     except BlockError as error:
         raise Failure(f"Check failed: {sentence(error).removeprefix(f'{filename}: ')}") from error
+    finally:
+        await graph.release(file)
+
+
+async def _objections(
+    arguments: Arguments, name: str, report: "CheckReport", graph: Graph, console: Console
+) -> "list[Finding] | None":
+    """Return what stands against an image's use by Hyper-V, or None if nobody asked."""
+    if arguments.platform is None:
+        return None
+    from vblk.drivers.vhdx import VhdxNode
+    from vblk.drivers.vhdx_hosting import host_file
+    from vblk.formats.vhdx.hyper_v import check_for_hyper_v
+
+    trouble = None
+    handle = await open_named(graph, name, arguments, console, backing=False)
+    assert isinstance(handle.node, VhdxNode)
+    image = handle.node.image
+    host = await host_file(handle.node, graph)
+    await graph.release(handle)
+    if image.has_parent:
+        try:
+            await graph.release(await open_named(graph, name, arguments, console))
+        except Failure as failure:
+            trouble = failure.lines[0].removeprefix(f"Could not open '{name}': ")
+    return check_for_hyper_v(image, report.counts, report.allocated_blocks, host, trouble)
+
+
+def _print_objections(objections: "list[Finding]", quiet: bool, console: Console) -> None:
+    for finding in objections:
+        _print_finding(finding, console)
+    if quiet:
+        return
+    errors = sum(finding.severity.value == "error" for finding in objections)
+    console.print(
+        f"For Hyper-V: {errors} errors and {len(objections) - errors} warnings."
+        if objections
+        else "For Hyper-V: nothing stands against it."
+    )
 
 
 def _print_repair(repair: "Repair", quiet: bool, console: Console) -> None:
@@ -188,20 +234,21 @@ def _json_report(
     if report.warnings:
         facts["warnings"] = report.warnings
     if report.findings:
-        facts["findings"] = [
-            {
-                "code": finding.code,
-                "severity": finding.severity.value,
-                "message": finding.message,
-                "offset": finding.offset,
-            }
-            for finding in report.findings
-        ]
+        facts["findings"] = [_json_finding(finding) for finding in report.findings]
     if image.dirty_log is not None:
         facts["log"] = image.describe()["log"]
     if repair is not None:
         facts |= _json_repair(repair)
     return facts
+
+
+def _json_finding(finding: "Finding") -> dict[str, Any]:
+    return {
+        "code": finding.code,
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "offset": finding.offset,
+    }
 
 
 def _json_repair(repair: "Repair") -> dict[str, Any]:
@@ -235,6 +282,13 @@ VERB = Verb(
             ),
             help="Repair: all that is safe to repair, or only what wastes space. What is lost is said, and "
             "what is left, and why.",
+        ),
+        option(
+            "--for",
+            "platform",
+            metavar="PLATFORM",
+            type=WordType(("hyper-v",), "Unknown platform for --for (expecting 'hyper-v'): {}", hint=True),
+            help="Say too what stands against the image there: hyper-v is the only one known.",
         ),
         *image_options(),
     ],
