@@ -62,14 +62,15 @@ class Arguments(ImageArguments):
         """The format of the target."""
         return self.output_format or "raw"
 
-    def plan(self, target_is_zero: bool) -> CopyPlan:
-        """Return how to copy onto a target that reads as zeros, or does not."""
+    def plan(self, *, target_is_zero: bool, differences: bool) -> CopyPlan:
+        """Return how to copy onto a target that reads as zeros, or does not, or shows other data already."""
         return CopyPlan(
             workers=self.workers,
             out_of_order=self.out_of_order,
             sparse=self.sparse,
             offload=self.copy_offload,
             target_is_zero=target_is_zero,
+            differences=differences,
             salvage=self.salvage,
             rate=self.rate,
         )
@@ -94,7 +95,9 @@ async def run(arguments: Arguments, console: Console) -> int:
             raise Failure("Source lacks bitmap support")
         total = sum(source.size for source in sources)
         async with _opened_target(graph, arguments, target, total, creation, console) as goal:
-            await _copy(sources, goal, arguments, graph, console)
+            behind = arguments.backing if creation is None else creation.backing_file
+            plan = arguments.plan(target_is_zero=goal.is_zero, differences=behind is not None)
+            await _copy(sources, goal.handle, plan, arguments, graph, console)
     return SUCCESS
 
 
@@ -116,6 +119,12 @@ def _check_combinations(arguments: Arguments) -> None:
         raise Failure("--target-is-zero requires use of -n flag")
     if arguments.target_image_opts and arguments.output_format is not None:
         raise Failure("--image-opts and --format are mutually exclusive")
+    if arguments.target_is_zero and arguments.backing is not None:
+        raise Failure("Cannot use --target-is-zero when the destination image has a backing file")
+    if arguments.backing is not None and len(arguments.operands) > 2:
+        raise Failure(
+            "Having a backing file for the target makes no sense when concatenating multiple input images"
+        )
     if arguments.skip_create and arguments.options:
         raise Failure("-o has no effect when skipping image creation")
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
@@ -192,7 +201,8 @@ async def _open_existing(
 
 async def _copy(
     sources: Sequence[Handle],
-    target: Made,
+    target: Handle,
+    plan: CopyPlan,
     arguments: Arguments,
     graph: Graph,
     console: Console,
@@ -213,8 +223,8 @@ async def _copy(
     ) as progress:
         job = CopyJob(
             concatenated(sources),
-            target.handle,
-            arguments.plan(target.is_zero),
+            target,
+            plan,
             Mover(graph.engine),
             clock=LoopClock(),
             progress=progress,
@@ -222,7 +232,7 @@ async def _copy(
         )
         await job.run()
         if arguments.target_cache != "unsafe":
-            await target.handle.flush()
+            await target.flush()
 
 
 VERB = Verb(

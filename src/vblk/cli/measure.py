@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from vblk.cli.command import Verb, option
 from vblk.cli.console import Console
-from vblk.cli.creation import read_options, request
+from vblk.cli.creation import Request, read_options, request
 from vblk.cli.failure import SUCCESS, Failure
 from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
 from vblk.cli.values import OUTPUT_TYPE, SizeType
+from vblk.creating import CREATORS
+from vblk.graph.creation import Wish
+from vblk.graph.handle import Handle
+from vblk.jobs.measure import data_in_units
 from vblk.opening import FORMATS, KNOWN_ELSEWHERE, PROTOCOLS
 from vblk.units import align_up
-
-SECTOR = 512
 
 
 @dataclass(slots=True)
@@ -38,29 +40,40 @@ async def run(arguments: Arguments, console: Console) -> int:
     form = arguments.output_format
     if form not in FORMATS and form not in PROTOCOLS and form not in KNOWN_ELSEWHERE:
         raise Failure(f"Unknown file format '{form}'")
-    if form != "raw":
+    if form in PROTOCOLS or form not in CREATORS:
         raise Failure(f"Block driver '{form}' does not support size measurement")
     try:
-        request(form, options.values, None, None)
+        wanted = request(form, options.values, None, None)
+        if wanted.backing_file is not None:
+            raise Failure("an image that stands on another one cannot be measured in this version of vblk")
     except Failure as failure:
         raise Failure(*failure.lines, f"Invalid options for file format '{form}'") from failure
-    size = arguments.size
-    if size is None:
+    if arguments.size is not None:
+        arguments.check()
+        required, full = await _measure(wanted, arguments.size, None)
+    else:
         async with image_graph(arguments) as graph:
             handle = await open_named(graph, arguments.operands[0], arguments, console)
             if arguments.snapshot is not None:
                 raise no_snapshots(handle.node.driver)
-            size = handle.size
-    else:
-        arguments.check()
-    required = align_up(size, SECTOR)
+            required, full = await _measure(wanted, handle.size, handle)
     if arguments.output == "json":
         import json
 
-        console.print(json.dumps({"required": required, "fully-allocated": required}, indent=4))
+        console.print(json.dumps({"required": required, "fully-allocated": full}, indent=4))
     else:
-        console.print(f"required size: {required}", f"fully allocated size: {required}")
+        console.print(f"required size: {required}", f"fully allocated size: {full}")
     return SUCCESS
+
+
+async def _measure(wanted: Request, size: int, source: Handle | None) -> tuple[int, int]:
+    """Return the length of a new image's file with the data of `source`, or none, and with all blocks."""
+    image = await wanted.creator.plan(Wish("", size, wanted.options, wanted.file))
+    unit = image.allocation_unit
+    if not unit:
+        return image.file_length(0), image.file_length(0)
+    data = 0 if source is None else await data_in_units(source, unit)
+    return image.file_length(data), image.file_length(align_up(image.size, unit))
 
 
 def _check_operands(arguments: Arguments) -> None:
@@ -81,7 +94,7 @@ VERB = Verb(
     Arguments,
     [
         option("--output", metavar="human|json", type=OUTPUT_TYPE, default="human", help="How to report."),
-        option("-O", "output_format", metavar="FMT", default="raw", help="Format of the new image: raw."),
+        option("-O", "output_format", metavar="FMT", default="raw", help="Its format: raw or vhdx."),
         option("-o", "options", metavar="OPTIONS", multiple=True, help="How it would be made."),
         option(
             "--size", metavar="SIZE", type=SizeType("image size"), help="Size of the disk, without an image."

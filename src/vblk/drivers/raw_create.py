@@ -38,6 +38,10 @@ class NewRawImage(NewImage):
         self.file = file or FileOptions()
         self._preallocation = self.file.mode()
 
+    def file_length(self, data: int) -> int:
+        """Return the disk's size in whole sectors, whatever it holds."""
+        return align_up(self.size, SECTOR)
+
     async def create(self, leaf: Node, *, durable: bool, unfinished: bool) -> None:
         """Give the file its length; a device has to have it."""
         if leaf.driver == "host_device":

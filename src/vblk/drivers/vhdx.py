@@ -85,6 +85,7 @@ class VhdxNode(Mapper):
         """Show the image as it is now."""
         self.image = image
         self._size = image.virtual_size
+        self.allocation_unit = 0 if image.type == "fixed" else image.block_size
         self._locate = image.locate
         self._block_starts: dict[int, int] = {}
         self._block_shift = image.block_size.bit_length() - 1

@@ -168,7 +168,14 @@ class NewVhdxImage(NewImage):
         self._preallocation = file.mode()
         if self._preallocation is not Preallocation.OFF and not new.fixed:
             raise OptionError("only a fixed VHDX image can be preallocated")
-        self.size = plan_creation(new).size
+        creation = plan_creation(new)
+        self.size = creation.size
+        self.allocation_unit = 0 if new.fixed else creation.block_size
+        self._length = creation.length
+
+    def file_length(self, data: int) -> int:
+        """Return the length of an empty image and of blocks for `data` bytes."""
+        return self._length + data
 
     async def create(self, leaf: Node, *, durable: bool, unfinished: bool) -> None:
         """Carry out the stages of the creation."""

@@ -86,7 +86,7 @@ class NewImage(ABC):
 
     `size` is the disk's, in bytes. `own` are the options with which the image is
     opened until it is finished. `backing` stands behind it, if anything does, and
-    is open.
+    is open. `allocation_unit` is as a node's.
     """
 
     driver: ClassVar[str]
@@ -94,6 +94,11 @@ class NewImage(ABC):
     file: FileOptions
     own: Mapping[str, Scalar] = {}
     backing: Node | None = None
+    allocation_unit: int = 0
+
+    @abstractmethod
+    def file_length(self, data: int) -> int:
+        """Return how long the file is, in bytes, when `data` bytes in whole allocation units have space."""
 
     @abstractmethod
     async def create(self, leaf: Node, *, durable: bool, unfinished: bool) -> None:

@@ -57,7 +57,8 @@ class Node(ABC):
 
     `name` is unique in its graph. `filename` is what a user would type to open
     it. `alignment` is what requests below this node are best aligned to; nodes
-    accept every alignment.
+    accept every alignment. `allocation_unit` is in which pieces, in bytes, a write
+    takes space; 0 where that is no more than what is written.
     """
 
     driver: ClassVar[str]
@@ -68,6 +69,7 @@ class Node(ABC):
         self.read_only = read_only
         self.children: dict[str, Edge] = {}
         self.alignment = 1
+        self.allocation_unit = 0
         self.warnings: list[str] = []
 
     def child(self, role: Role) -> "Node | None":

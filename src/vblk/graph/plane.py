@@ -16,6 +16,7 @@ from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.graph.kernel_copy import KernelCopier, Means
 from vblk.graph.node import Leaf, Node, Span, coalesce
+from vblk.graph.sparse_copy import units_with_data
 from vblk.runtime.fan_out import fan_out
 from vblk.units import MIB
 
@@ -98,6 +99,27 @@ class Mover:
                 await self._move_piece(
                     source.leaf, start, place.leaf, place.leaf_offset, place.length, zero_unit
                 )
+
+    async def worth_space(self, source: Span, target: Node, target_offset: int) -> list[tuple[int, int]]:
+        """Return (start, end) in a DATA span of all but the units of the target that would be zeros.
+
+        Raises:
+            StorageError: Reading the source failed.
+        """
+        unit = target.allocation_unit
+        descriptor = source.leaf.descriptor() if isinstance(source.leaf, Leaf) else None
+        if not unit or descriptor is None:
+            return [(0, source.length)]
+        try:
+            return await self._engine.run(
+                lambda: units_with_data(
+                    descriptor, source.leaf_offset, source.length, unit=unit, phase=target_offset % unit
+                )
+            )
+        except BlockError as error:
+            assert source.leaf is not None
+            error.filename = error.filename or source.leaf.filename
+            raise
 
     async def _move_piece(
         self,

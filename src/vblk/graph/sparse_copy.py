@@ -2,7 +2,8 @@
 
 Owns: one loop over a small buffer that stays in the processor's cache, so that
 looking for zeros costs little more than copying does. It blocks: callers run it
-on a worker. It knows no nodes, and the target must read as zeros already.
+on a worker. It knows no nodes, and the target must read as zeros already. And the
+glance before it, for targets that take space in large units.
 """
 
 import os
@@ -15,6 +16,9 @@ from vblk.units import KIB, MIB
 
 BUFFER_SIZE = 256 * KIB
 """Measured: more falls out of the cache, less pays more for system calls."""
+
+GLANCE = 4 * KIB
+"""The first read of a unit, in bytes, to see whether it has data."""
 
 RESERVED_MIN = MIB
 """Less than this, in bytes, is not worth a call to reserve its space."""
@@ -67,6 +71,52 @@ def copy_without_zeros(
             done += count
             reserved.used = done
     return done
+
+
+def units_with_data(source: int, offset: int, length: int, *, unit: int, phase: int) -> list[tuple[int, int]]:
+    """Return (start, end), from `offset` on, of each run of units that are not all zeros.
+
+    As little is read as shows it: of a unit with data mostly its first 4 KiB.
+
+    Args:
+        source: Descriptor to read from.
+        offset: First byte.
+        length: Bytes.
+        unit: Bytes.
+        phase: Where in a unit the range begins.
+
+    Raises:
+        StorageError: Reading failed.
+    """
+    runs: list[tuple[int, int]] = []
+    start = 0
+    while start < length:
+        end = min(length, start + unit - (phase + start) % unit)
+        if _has_data(source, offset + start, end - start):
+            if runs and runs[-1][1] == start:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+        start = end
+    return runs
+
+
+def _has_data(source: int, offset: int, length: int) -> bool:
+    done, step = 0, GLANCE
+    while done < length:
+        try:
+            data = os.pread(source, min(step, length - done), offset + done)
+        except OSError as error:
+            raise storage_error(
+                error, operation="read", offset=offset + done, length=length - done
+            ) from error
+        if not data:
+            break  # beyond the end of the file: copying will tell
+        if not _ZEROS.startswith(data):
+            return True
+        done += len(data)
+        step = BUFFER_SIZE
+    return done < length
 
 
 class _Reservation:

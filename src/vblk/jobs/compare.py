@@ -162,7 +162,7 @@ class ImageComparison:
             if self._strict and _status(spans[0]) != _status(spans[1]):
                 self._found.status = offset
                 return
-            if self._needs_no_look(spans[0], spans[1]):
+            if surely_equal(spans[0], spans[1]):
                 self._tell(length)
             else:
                 zero = (spans[0].kind is Kind.ZERO, spans[1].kind is Kind.ZERO)
@@ -180,15 +180,17 @@ class ImageComparison:
         assert span is not None
         return span
 
-    def _needs_no_look(self, first: Span, second: Span) -> bool:
-        if first.kind is Kind.ZERO and second.kind is Kind.ZERO:
-            return True
-        return (
-            first.kind is Kind.DATA
-            and second.kind is Kind.DATA
-            and first.leaf_offset == second.leaf_offset
-            and _same_storage(first.leaf, second.leaf)
-        )
+
+def surely_equal(first: Span, second: Span) -> bool:
+    """Tell, of spans of the same length, whether they hold the same for they are the same bytes or zeros."""
+    if first.kind is Kind.ZERO and second.kind is Kind.ZERO:
+        return True
+    return (
+        first.kind is Kind.DATA
+        and second.kind is Kind.DATA
+        and first.leaf_offset == second.leaf_offset
+        and _same_storage(first.leaf, second.leaf)
+    )
 
 
 def _status(span: Span) -> tuple[Kind, bool]:
@@ -220,3 +222,19 @@ def first_difference(first: bytes | bytearray, second: bytes | bytearray) -> int
         else:
             low = middle
     return low
+
+
+def differing_runs(first: bytes | bytearray, second: bytes | bytearray, unit: int) -> list[tuple[int, int]]:
+    """Return (start, end) of each run of units in which two buffers of one length differ."""
+    if first == second:
+        return []
+    runs: list[tuple[int, int]] = []
+    views = memoryview(first), memoryview(second)
+    for start in range(0, len(first), unit):
+        end = min(start + unit, len(first))
+        if views[0][start:end] != views[1][start:end]:
+            if runs and runs[-1][1] == start:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+    return runs

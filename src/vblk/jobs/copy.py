@@ -5,15 +5,16 @@ salvage. It moves bytes by `Mover` where the kernel can carry them, else through
 memory; it knows no format and prints nothing.
 
 Ordering rule: unless out of order is allowed, a piece is written when all pieces
-before it are, but for the one just before it, so the target grows like a file
-that is written from its start; what passes memory is read ahead meanwhile.
+before it are, but for the one just before it, which has begun, so the target
+grows like a file that is written from its start; what passes memory is read ahead
+meanwhile.
 """
 
 import asyncio
 import enum
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vblk.aio.clock import Clock
 from vblk.errors import BlockError, ImageError
@@ -23,9 +24,10 @@ from vblk.graph.mapper import Mapper
 from vblk.graph.node import Leaf, Node, Span
 from vblk.graph.plane import Mover
 from vblk.graph.sparse_copy import data_runs
+from vblk.jobs.compare import differing_runs, surely_equal
 from vblk.jobs.progress import Progress
 from vblk.jobs.rate import RateLimit
-from vblk.jobs.walk import walk, walk_salvaging
+from vblk.jobs.walk import cut, walk, walk_salvaging
 from vblk.units import GIB, KIB, MIB, align_up
 
 KERNEL_PIECE = 128 * MIB
@@ -38,6 +40,7 @@ MEMORY_PIECE = 2 * MIB
 ZERO_PIECE = GIB
 SECTOR = 512
 ZEROS_LEFT_OUT = 4 * KIB
+DIFFERENCE_UNIT = 4 * KIB
 
 OVERLAP = 2
 """How many pieces may be written at a time when order counts: one moves while the next is handed over."""
@@ -54,8 +57,11 @@ class CopyPlan:
     the target's storage can share the data it does; else a target that reads as
     zeros is spared the zeros in the data, by runs of `ZEROS_LEFT_OUT` bytes.
     `offload`: the kernel copies, and nothing is looked through.
-    `target_is_zero` says that the target reads as zeros already. `salvage`
-    replaces what cannot be read with zeros. `rate` is in bytes a second.
+    `target_is_zero` says that the target reads as zeros already. `differences`
+    leaves out what the target shows already, as a new child does its parent's
+    data: the rest is compared, by units of `DIFFERENCE_UNIT` bytes, unless the
+    kernel copies or everything is written. `salvage` replaces what cannot be read
+    with zeros. `rate` is in bytes a second.
     """
 
     workers: int = 8
@@ -63,6 +69,7 @@ class CopyPlan:
     sparse: int | None = None
     offload: bool = False
     target_is_zero: bool = False
+    differences: bool = False
     salvage: bool = False
     rate: int | None = None
 
@@ -190,7 +197,7 @@ class CopyJob:
     async def _count_data(self) -> int:
         total = 0
         for source in self._sources:
-            async for span in self._walk(source, counting=True):
+            async for span in self._spans(source, counting=True):
                 if self._is_work(span):
                     total += span.length
         return total
@@ -212,26 +219,40 @@ class CopyJob:
 
         return walk_salvaging(handle, start, length, lost)
 
+    async def _spans(self, source: Source, *, counting: bool = False) -> AsyncIterator[Span]:
+        """Yield the spans of a source that the tables alone do not show to be in the target already."""
+        async for span in self._walk(source, counting=counting):
+            if not self._plan.differences or self._plan.sparse == 0:
+                yield span
+                continue
+            start = end = 0
+            async for there in walk(self._target, source.shift + span.guest_offset, span.length):
+                if surely_equal(cut(span, end, there.length), there):
+                    if start < end:
+                        yield cut(span, start, end - start)
+                    start = end + there.length
+                end += there.length
+            if start < end:
+                yield cut(span, start, end - start)
+
     async def _pieces(self) -> AsyncIterator[_Piece]:
         number = 0
         for source in self._sources:
-            async for span in self._walk(source):
+            async for span in self._spans(source):
                 if span.kind is Kind.ZERO and self._plan.sparse != 0 and self._plan.target_is_zero:
                     continue
                 step = self._step_for(span)
-                for done in range(0, span.length, step):
-                    part = replace(
-                        span,
-                        guest_offset=span.guest_offset + done,
-                        length=min(step, span.length - done),
-                        leaf_offset=span.leaf_offset + done,
-                    )
-                    yield _Piece(number, source, part)
+                done = 0
+                while done < span.length:
+                    goal = source.shift + span.guest_offset + done
+                    length = min(step - goal % step, span.length - done)
+                    yield _Piece(number, source, cut(span, done, length))
                     number += 1
+                    done += length
 
     def _step_for(self, span: Span) -> int:
         if span.kind is Kind.ZERO and self._plan.sparse != 0:
-            return ZERO_PIECE
+            return self._target.node.allocation_unit or MEMORY_PIECE if self._compares else ZERO_PIECE
         return self._step if self._is_for_kernel(span) else min(self._step, MEMORY_PIECE)
 
     def _is_for_kernel(self, span: Span) -> bool:
@@ -240,9 +261,15 @@ class CopyJob:
             span.kind is Kind.DATA
             and not plan.sparse
             and not plan.salvage
+            and not self._compares
             and self._target_in_kernel
             and _has_descriptor(span.leaf)
         )
+
+    @property
+    def _compares(self) -> bool:
+        """Whether what is in the target already is found out by reading it."""
+        return self._plan.differences and self._plan.sparse != 0 and not self._plan.offload
 
     async def _work(self, pieces: AsyncIterator[_Piece], lock: asyncio.Lock) -> None:
         while True:
@@ -260,22 +287,52 @@ class CopyJob:
         span = piece.span
         goal = piece.source.shift + span.guest_offset
         if span.kind is Kind.ZERO:
+            is_needed = not self._compares or await self._shows_data(goal, span.length)
             async with self._turns.turn(piece.number):
-                await self._write_zero_span(goal, span.length)
+                if is_needed:
+                    await self._write_zero_span(goal, span.length)
         elif self._is_for_kernel(span):
-            async with self._turns.turn(piece.number):
-                await self._mover.move(span, self._target.node, goal, zero_unit=self._zero_unit)
+            await self._move(piece, goal)
         else:
             buffer = bytearray(span.length)
             await self._read(piece.source, span, memoryview(buffer))
+            there = await self._target.read(goal, span.length) if self._compares else None
             async with self._turns.turn(piece.number):
-                await self._write(goal, buffer)
+                if there is None:
+                    await self._write(goal, buffer)
+                else:
+                    await self._write_differences(goal, buffer, there)
+
+    async def _move(self, piece: _Piece, goal: int) -> None:
+        span, target = piece.span, self._target.node
+        runs = [(0, span.length)]
+        if self._zero_unit:
+            runs = await self._mover.worth_space(span, target, goal)
+        async with self._turns.turn(piece.number):
+            for start, end in runs:
+                part = cut(span, start, end - start)
+                await self._mover.move(part, target, goal + start, zero_unit=self._zero_unit)
 
     async def _write_zero_span(self, goal: int, length: int) -> None:
         if self._plan.sparse == 0:
             await self._target.write(goal, memoryview(_ZEROS)[:length])
         else:
             await self._target.write_zeroes(goal, length, unmap=True)
+
+    async def _shows_data(self, offset: int, length: int) -> bool:
+        """Tell whether a range of the target is not all zeros."""
+        for done in range(0, length, MEMORY_PIECE):
+            data = await self._target.read(offset + done, min(MEMORY_PIECE, length - done))
+            if not _ZEROS.startswith(data):
+                return True
+        return False
+
+    async def _write_differences(self, goal: int, data: bytearray, there: bytes) -> None:
+        if data != there and _ZEROS.startswith(data):
+            await self._target.write_zeroes(goal, len(data), unmap=True)
+            return
+        for start, end in differing_runs(data, there, DIFFERENCE_UNIT):
+            await self._write(goal + start, data[start:end])
 
     async def _read(self, source: Source, span: Span, buffer: memoryview) -> None:
         if source.walk is not None and span.leaf is not None:
@@ -297,11 +354,12 @@ class CopyJob:
                         self._salvaged(Loss.READ, source, offset + start, len(sector), error)
 
     async def _write(self, goal: int, data: bytearray) -> None:
-        if not self._plan.sparse:
+        unit = self._plan.sparse or self._zero_unit
+        if not unit:
             await self._target.write(goal, data)
             return
         done = 0
-        for start, end in [*data_runs(data, len(data), self._plan.sparse), (len(data), len(data))]:
+        for start, end in [*data_runs(data, len(data), unit), (len(data), len(data))]:
             if start > done and not self._plan.target_is_zero:
                 await self._target.write_zeroes(goal + done, start - done, unmap=True)
             if end > start:
@@ -325,25 +383,30 @@ class _Turnstile:
 
     def __init__(self, *, ordered: bool) -> None:
         self._ordered = ordered
-        self._next = 0
+        self._begun = 0
+        self._finished = 0
         self._ended: set[int] = set()
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     @asynccontextmanager
     async def turn(self, number: int) -> AsyncGenerator[None]:
         """Hold the turn of `number`, which makes way for others only when the block ends well."""
-        if self._ordered and number >= self._next + OVERLAP:
+        if self._ordered:
             future = self._waiting[number] = asyncio.get_running_loop().create_future()
-            await future
+            self._let_in()
+            if not future.done():
+                await future
         yield
         if self._ordered:
-            self._end(number)
+            self._ended.add(number)
+            while self._finished in self._ended:
+                self._ended.remove(self._finished)
+                self._finished += 1
+            self._let_in()
 
-    def _end(self, number: int) -> None:
-        self._ended.add(number)
-        while self._next in self._ended:
-            self._ended.remove(self._next)
-            waiting = self._waiting.pop(self._next + OVERLAP, None)
-            self._next += 1
-            if waiting is not None and not waiting.done():
+    def _let_in(self) -> None:
+        while self._begun in self._waiting and self._begun < self._finished + OVERLAP:
+            waiting = self._waiting.pop(self._begun)
+            self._begun += 1
+            if not waiting.done():
                 waiting.set_result(None)

@@ -129,6 +129,20 @@ async def walk_joined(handle: Handle, offset: int, length: int) -> AsyncIterator
         yield held
 
 
+def cut(span: Span, start: int, length: int) -> Span:
+    """Return the part of a span that begins `start` bytes into it."""
+    assert 0 <= start < start + length <= span.length
+    return Span(
+        span.kind,
+        span.guest_offset + start,
+        length,
+        span.leaf,
+        span.leaf_offset + start,
+        span.depth,
+        span.present,
+    )
+
+
 class SpanReader:
     """The spans of one image as a stream from which pieces are cut.
 
@@ -149,21 +163,5 @@ class SpanReader:
         """Take `length` bytes off the present span, which is at least as long."""
         span = self._current
         assert span is not None
-        assert 0 < length <= span.length
-        taken = Span(
-            span.kind, span.guest_offset, length, span.leaf, span.leaf_offset, span.depth, span.present
-        )
-        if length == span.length:
-            self._current = None
-        else:
-            rest = Span(
-                span.kind,
-                span.guest_offset + length,
-                span.length - length,
-                span.leaf,
-                span.leaf_offset + length,
-                span.depth,
-                span.present,
-            )
-            self._current = rest
-        return taken
+        self._current = None if length == span.length else cut(span, length, span.length - length)
+        return cut(span, 0, length)

@@ -1,12 +1,14 @@
 """Copying between descriptors without the zeros."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from vblk.errors import NoSpace, StorageError
-from vblk.graph.sparse_copy import BUFFER_SIZE, copy_without_zeros, data_runs
+from vblk.graph.sparse_copy import BUFFER_SIZE, copy_without_zeros, data_runs, units_with_data
+from vblk.units import KIB, MIB
 
 UNIT = 4096
 DATA = b"d" * UNIT
@@ -93,3 +95,32 @@ def test_a_source_that_ends_early_leaves_nothing_reserved(tmp_path: Path) -> Non
     assert os.fstat(target).st_blocks * 512 <= 2 * BUFFER_SIZE
     os.close(source)
     os.close(target)
+
+
+def test_units_with_data_are_found_wherever_the_range_begins_in_a_unit(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    content = bytearray(2 * MIB + 700)
+    for at in (300 * KIB, MIB - 1, MIB, 2 * MIB + 699):
+        content[at] = 1
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        for unit in (64 * KIB, 256 * KIB, MIB):
+            for start, phase in ((0, 0), (0, 4096), (4096, 512), (300 * KIB, 0), (300 * KIB + 1, unit - 1)):
+                length = len(content) - start
+                found = units_with_data(file.fileno(), start, length, unit=unit, phase=phase)
+                expected = bytearray(length)
+                for begin in range(-phase, length, unit):
+                    low, high = max(0, begin), min(length, begin + unit)
+                    if any(content[start + low : start + high]):
+                        expected[low:high] = b"\1" * (high - low)
+                told = bytearray(length)
+                for begin, end in found:
+                    told[begin:end] = b"\1" * (end - begin)
+                assert told == expected
+                assert all(a[1] < b[0] for a, b in pairwise(found))
+
+
+def test_what_lies_beyond_the_end_of_the_source_counts_as_data(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(4096))
+    with (tmp_path / "a").open("rb") as file:
+        assert units_with_data(file.fileno(), 0, 8192, unit=4096, phase=0) == [(4096, 8192)]

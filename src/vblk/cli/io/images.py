@@ -10,11 +10,11 @@ from vblk.cli.failure import Failure, sentence
 from vblk.cli.images import GUESSED
 from vblk.cli.io.language import Call
 from vblk.cli.io.session import Access, OpenImage, Session
-from vblk.errors import BlockError, GraphError, OptionError
+from vblk.errors import BlockError, GraphError, NeedsReplay, OptionError
 from vblk.graph.edge import READING, WRITING, Role
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
-from vblk.graph.site import Request
+from vblk.graph.site import ChainRules, Request
 from vblk.opening import open_node
 from vblk.options import NodeOptions, merge, parse_image_opts, with_filename
 
@@ -115,7 +115,9 @@ async def open_image(
     try:
         if name is not None:
             options = with_filename(options, name)
-        image = await _open(options, access, aio)
+        image = await _open(options, access, aio, strict=session.console.name == "qemu-io")
+    except NeedsReplay as error:
+        raise Failure(f"can't open{called}: {_needs_replay(error.filename or name)}") from error
     except BlockError as error:
         text = error.message if error.filename in (None, name) else sentence(error)
         raise Failure(f"can't open{called}: {text}") from error
@@ -126,7 +128,15 @@ async def open_image(
         session.warn(GUESSED.format(node.filename if file is None else file.filename))
 
 
-async def _open(options: NodeOptions, access: Access, aio: str | None) -> OpenImage:
+def _needs_replay(name: str | None) -> str:
+    return (
+        f"VHDX image file '{name}' opened read-only, but contains a log that needs to be replayed\n"
+        f"To replay the log, run:\nqemu-img check -r all '{name}'"
+    )
+
+
+async def _open(options: NodeOptions, access: Access, aio: str | None, *, strict: bool = False) -> OpenImage:
+    """Open an image; `strict`: as QEMU, replay no log in memory for who only reads."""
     if options.driver is None and "file" not in options.children and "filename" not in options.own:
         raise OptionError("Must specify either driver or file")
     check_aio(aio, access.cache, options)
@@ -140,7 +150,8 @@ async def _open(options: NodeOptions, access: Access, aio: str | None) -> OpenIm
         raise GraphError("Can't use copy-on-read on read-only device")
     graph = Graph()
     try:
-        request = Request(below_read_only, access.cache, access.force_share)
+        rules = ChainRules(strict=strict and below_read_only)
+        request = Request(below_read_only, access.cache, access.force_share, rules=rules)
         node = await open_node(graph, options, request)
         node = await _decorate(graph, node, access)
         handle = graph.hold(node, USER, READING if node.read_only else WRITING)

@@ -127,10 +127,11 @@ class Stage:
 class Creation:
     """How a new file is made: grow it from nothing to `length` bytes, then the stages.
 
-    `size` is the disk's, in bytes.
+    `size` is the disk's, in bytes, and `block_size` that of its blocks.
     """
 
     size: int
+    block_size: int
     length: int
     stages: tuple[Stage, ...]
 
@@ -279,6 +280,7 @@ class _Layout:
         finished = encode_metadata_table(items)[: align_up(32 + 32 * (len(items) + 1), PAGE_SIZE)]
         return Creation(
             self._choices.size,
+            self._choices.block_size,
             length,
             (
                 Stage(self._body(unfinished, content)),
