@@ -208,6 +208,8 @@ class CopyJob:
     def _walk(self, source: Source, *, counting: bool = False) -> AsyncIterator[Span]:
         handle = source.handle
         start, length = source.span
+        if source.walk is not None:
+            return source.walk(start, length)
         if not self._plan.salvage:
             return walk(handle, start, length)
 

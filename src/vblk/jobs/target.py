@@ -80,29 +80,45 @@ async def new_image(
 ) -> AsyncGenerator[Made]:
     """Make a new image, yield it open for writing, and keep it if the block ends well.
 
-    Until then it is marked as unfinished, if its format has that.
     Arguments and errors are those of `make_image`.
     """
+    async with (
+        _new_file(graph, name, image.file, cache) as leaf,
+        filled_image(graph, leaf, image, cache=cache) as made,
+    ):
+        yield made
+
+
+@asynccontextmanager
+async def filled_image(
+    graph: Graph, leaf: Node, image: NewImage, *, cache: str = "writeback"
+) -> AsyncGenerator[Made]:
+    """Make an image in `leaf`, a node of the graph, and yield it open for writing.
+
+    It is marked as unfinished, if its format has that, until the block ended well.
+
+    Raises:
+        BlockError: It could not be made.
+    """
     durable = cache != "unsafe"
-    async with _new_file(graph, name, image.file, cache) as leaf:
-        await image.create(leaf, durable=durable, unfinished=True)
-        backing = None if image.backing is None else NodeReference(image.backing.name)
-        options = NodeOptions(
-            driver=image.driver,
-            own=dict(image.own),
-            children={"file": NodeReference(leaf.name), "backing": backing},
-        )
-        handle = await _open(graph, options, leaf.filename, name, cache)
-        try:
-            yield Made(handle, backing is None and leaf.driver != "host_device")
-            if durable:
-                await handle.flush()
-        except BaseException:
-            with suppress(BlockError):
-                await graph.release(handle)
-            raise
-        await graph.release(handle)
-        await image.finish(leaf, durable=durable)
+    await image.create(leaf, durable=durable, unfinished=True)
+    backing = None if image.backing is None else NodeReference(image.backing.name)
+    options = NodeOptions(
+        driver=image.driver,
+        own=dict(image.own),
+        children={"file": NodeReference(leaf.name), "backing": backing},
+    )
+    handle = await _open(graph, options, leaf.filename, leaf.filename, cache)
+    try:
+        yield Made(handle, backing is None and leaf.driver != "host_device")
+        if durable:
+            await handle.flush()
+    except BaseException:
+        with suppress(BlockError):
+            await graph.release(handle)
+        raise
+    await graph.release(handle)
+    await image.finish(leaf, durable=durable)
 
 
 @asynccontextmanager
