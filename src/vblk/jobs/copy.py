@@ -330,7 +330,7 @@ class CopyJob:
         return False
 
     async def _write_differences(self, goal: int, data: bytearray, there: bytes) -> None:
-        if data != there and _ZEROS.startswith(data):
+        if _ZEROS.startswith(data) and not _ZEROS.startswith(there):
             await self._target.write_zeroes(goal, len(data), unmap=True)
             return
         for start, end in differing_runs(data, there, DIFFERENCE_UNIT):
