@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import convert, looking, random_reads
+from bench import convert, looking, random_reads, random_writes
 from bench.images import file_system_of
 from bench.measure import NotMeasured, Result, WrongResult
 from bench.settings import Settings
@@ -33,6 +33,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": looking.memory,
     "start": looking.starting,
     "reads": random_reads.reading,
+    "allocations": random_writes.allocating,
+    "overwrites": random_writes.overwriting,
 }
 
 

@@ -23,15 +23,21 @@ class Settings:
     """The data where a file system shares blocks: more, so that vblk's start is not all there is."""
     rounds: int
     reads: int
+    """Random reads of one turn."""
+    overwrites: int
+    """Random writes of one turn to a disk of `overwritten_bytes`."""
+    overwritten_bytes: int
+    allocations: int
+    """Random writes of one turn, each to a block of its own."""
     disk_bytes: int = 127 * GIB
     """The disk that holds the data: by default as large as Hyper-V makes new ones."""
 
     @classmethod
     def full(cls, folder: Path, data_mib: int, rounds: int) -> "Settings":
         """Return what `make bench` runs."""
-        return cls(folder, data_mib * MIB, 5 * data_mib * MIB, rounds, reads=100_000)
+        return cls(folder, data_mib * MIB, 5 * data_mib * MIB, rounds, 100_000, 20_000, 256 * MIB, 512)
 
     @classmethod
     def tiny(cls, folder: Path) -> "Settings":
         """Return a run of seconds, for correctness only: its ratios mean nothing."""
-        return cls(folder, 8 * MIB, 8 * MIB, rounds=1, reads=200, disk_bytes=GIB)
+        return cls(folder, 8 * MIB, 8 * MIB, 1, 200, 200, 8 * MIB, 16, disk_bytes=GIB)

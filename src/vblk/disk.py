@@ -39,6 +39,14 @@ class ReadCall(Protocol):
         ...
 
 
+class WriteCall(Protocol):
+    """How `Disk.write` is called: the handle's own method, as with `ReadCall`."""
+
+    def __call__(self, offset: int, data: Buffer, *, fua: bool = False) -> Coroutine[Any, Any, None]:
+        """Write all of `data`; with `fua` it is on stable storage on return."""
+        ...
+
+
 class Disk:
     """An open image and its chain. Offsets and lengths are bytes, of any alignment.
 
@@ -53,10 +61,14 @@ class Disk:
     read: "ReadCall"
     """Return exactly `length` bytes from `offset`: `await disk.read(offset, length)`."""
 
+    write: "WriteCall"
+    """Write all of `data`, with `fua` to stable storage: `await disk.write(offset, data)`."""
+
     def __init__(self, graph: Graph, handle: Handle) -> None:
         self.graph = graph
         self.handle = handle
         self.read = handle.read
+        self.write = handle.write
 
     @property
     def node(self) -> Node:
@@ -86,9 +98,9 @@ class Disk:
         """Fill a writable view of bytes from `offset`."""
         return self.handle.read_into(offset, buffer)
 
-    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Coroutine[Any, Any, None]:
-        """Write all of `data`; with `fua` it is on stable storage on return."""
-        return self.handle.write(offset, data, fua=fua)
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write all of `data` if that needs no waiting, or return False: then await `write`."""
+        return self.handle.try_write(offset, data)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> Coroutine[Any, Any, None]:
         """Make a range read as zeros; with `unmap` its space may be given back."""
@@ -247,10 +259,7 @@ class DiskFile(io.RawIOBase):
 
     def _run(self, make_call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         _refuse_running_loop()
-        try:
-            return self._runner.run(make_call())
-        except BlockError as error:
-            raise OSError(error.errno, str(error)) from error
+        return _with_os_errors(lambda: self._runner.run(make_call()))
 
     def readable(self) -> bool:
         """Tell that it can be read."""
@@ -285,10 +294,7 @@ class DiskFile(io.RawIOBase):
         with self._lock:
             disk, position = self.disk, self._position
             length = max(0, min(len(view), disk.size - position))
-            try:
-                data = disk.try_read(position, length) if length else b""
-            except BlockError as error:
-                raise OSError(error.errno, str(error)) from error
+            data = _with_os_errors(lambda: disk.try_read(position, length)) if length else b""
             if data is None:
                 self._run(lambda: disk.read_into(position, view[:length]))
             else:
@@ -308,7 +314,8 @@ class DiskFile(io.RawIOBase):
             length = max(0, min(len(view), disk.size - position))
             if view and not length:
                 raise OSError(errno.ENOSPC, f"{disk.node.filename}: the disk ends at {disk.size} bytes")
-            self._run(lambda: disk.write(position, view[:length]))
+            if not _with_os_errors(lambda: disk.try_write(position, view[:length])):
+                self._run(lambda: disk.write(position, view[:length]))
             self._position = position + length
         return length
 
@@ -352,6 +359,14 @@ def _refuse_running_loop() -> None:
     except RuntimeError:
         return
     raise OptionError("a disk as a file cannot be used where an event loop is running: use vblk.open")
+
+
+def _with_os_errors(call: Callable[[], T]) -> T:
+    """Make a call whose BlockErrors become OSErrors, as a file's user expects."""
+    try:
+        return call()
+    except BlockError as error:
+        raise OSError(error.errno, str(error)) from error
 
 
 async def _awaited(call: Awaitable[T]) -> T:

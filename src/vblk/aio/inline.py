@@ -1,14 +1,26 @@
-"""The inline fast path: reads that the page cache answers at once.
+"""The inline fast path: reads and writes that the page cache answers at once.
 
-Owns: `preadv` with RWF_NOWAIT and the memory of where it does not work. A hit
-costs a little over a microsecond, a hop to a worker some tens of them. It must
-not wait, ever: what is not in the cache is the engine's business.
+Owns: `preadv` and `pwritev` with RWF_NOWAIT, the memory of where they do not
+work, and what then stands in for such a write. A hit costs one to a few
+microseconds, a hop to a worker some tens of them. A read must not wait, ever:
+what is not in the cache is the engine's business.
+
+A write into the page cache waits for nothing but the system's own memory. Where
+the file system cannot promise that (ext4 and tmpfs have no such writes) plain
+writes stand in, of whole memory pages only, for a part of a page might have to
+be read first. What may still hold one up is a system that throttles its
+writers, so each is timed: after a slow one the next go to the workers, more of
+them each time in a row.
 """
 
 import errno
+import mmap
 import os
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
+
+from vblk.aio.engine import Buffer
 
 if TYPE_CHECKING:
     from vblk.aio.leased_map import LeasedMap
@@ -18,6 +30,12 @@ _HITS_BEFORE_MAP: Final = 512
 _REUSED_MAX = 64 << 10
 _LENGTHS_MAX = 16
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_WRITE_MAX: Final = 128 << 10
+"""The longest write, in bytes, that is tried: copying it takes no longer than a hop to a worker."""
+_SLOW: Final = 2e-3
+"""Seconds: longer than waiting for the interpreter's lock, shorter than any pause of a throttled writer."""
+_LEFT_OUT_MAX: Final = 1024
+_WITHIN_PAGE: Final = mmap.PAGESIZE - 1
 
 
 class InlineReader:
@@ -99,3 +117,58 @@ class InlineReader:
                 self._spare.clear()
             self._spare[length] = []
         return [memoryview(bytearray(length))]
+
+
+class InlineWriter:
+    """Writes to one descriptor without waiting.
+
+    Concurrency: `try_write` runs to completion; it belongs to one thread.
+    """
+
+    def __init__(self, fd: int, *, may_wait: bool) -> None:
+        """Write to `fd`, which stays the caller's. Not for O_DIRECT or O_DSYNC descriptors.
+
+        `may_wait`: let plain writes stand in where there are none that never wait.
+        """
+        self._fd = fd
+        self._may_wait = may_wait
+        self._flags = _NOWAIT
+        self._to_leave_out = 0
+        self._leave_out_next = 1
+        self.supported = hasattr(os, "pwritev") and (_NOWAIT != 0 or may_wait)
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write all of `data`, whose length counts bytes, or return False.
+
+        False means that a worker should do it, errors included: any part of it
+        may be written.
+        """
+        length = len(data)
+        if not self.supported or length > _WRITE_MAX:
+            return False
+        if not self._flags and (offset | length) & _WITHIN_PAGE:
+            return False
+        if self._to_leave_out:
+            self._to_leave_out -= 1
+            return False
+        start = perf_counter()
+        try:
+            if self._flags:
+                done = os.pwritev(self._fd, (data,), offset, self._flags)
+            else:
+                done = os.pwrite(self._fd, data, offset)
+        except OSError as error:
+            if self._flags and error.errno in _UNSUPPORTED:
+                self._flags = 0
+                self.supported = self._may_wait
+            return False
+        if perf_counter() - start > _SLOW:
+            self._to_leave_out = self._leave_out_next
+            self._leave_out_next = min(2 * self._leave_out_next, _LEFT_OUT_MAX)
+        else:
+            self._leave_out_next = 1
+        return done == length
+
+    def close(self) -> None:
+        """Write no more."""
+        self.supported = False

@@ -111,6 +111,13 @@ class RawNode(Mapper):
             await self._file.read_into(offset + self._offset, buffer[:inside])
         buffer[inside:] = bytes(len(buffer) - inside)
 
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write to the window at once, except where something has to be looked at first."""
+        self.require_writable()
+        if (self._probed and offset < SECTOR) or self._inside(offset, len(data)) < len(data):
+            return False
+        return self._file.try_write(offset + self._offset, data)
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write to the window."""
         self.require_writable()

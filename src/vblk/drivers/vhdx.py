@@ -152,6 +152,10 @@ class VhdxNode(Mapper):
         with self._writer.reading():
             await super().read_into(offset, buffer)
 
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write at once to a block that is there; see `Node.try_write`."""
+        return (self._writer or self.writer).try_write(offset, data)
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write payload, taking space for it where it has none."""
         await self.writer.write(offset, data)

@@ -104,10 +104,8 @@ class Session:
         self._beginning = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._flusher = FlushSequencer(self._flush_once, filename=filename)
-
-    def check_healthy(self) -> None:
+        self.check_healthy = self._flusher.check_healthy
         """Raise NodeFailed once anything has failed that poisons."""
-        self._flusher.check_healthy()
 
     @property
     def failed(self) -> bool:
@@ -251,7 +249,8 @@ class Session:
         self._let_go()
 
     async def _write_log(self, write: LogWrite) -> None:
-        await self._file.write(write.file_offset, write.data)
+        if not self._file.try_write(write.file_offset, write.data):
+            await self._file.write(write.file_offset, write.data)
         await self._poisoning(self._sync())
         self._journal.settle()
 

@@ -93,6 +93,17 @@ class VhdxWriter:
             if not readers.active:
                 space.promote()
 
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write to one present block at once, or return False: it is not that simple."""
+        if self._session.level is not Level.DATA:
+            return False
+        self._session.check_healthy()
+        length = len(data)
+        file_offset = self.node.image.locate(offset, length, self.node.pages)
+        if file_offset is None or not self._gates.may_share(offset, length):
+            return False
+        return self._file.try_write(file_offset, data)
+
     async def write(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at a guest offset."""
         view = memoryview(data)
@@ -113,8 +124,12 @@ class VhdxWriter:
         if guard is None:
             return False
         with guard:
-            await self._file.write(file_offset, view)
+            await self._bring(file_offset, view)
         return True
+
+    async def _bring(self, file_offset: int, view: memoryview) -> None:
+        if not self._file.try_write(file_offset, view):
+            await self._file.write(file_offset, view)
 
     async def _write_piece(self, offset: int, view: memoryview) -> None:
         async with self._planned(
@@ -122,11 +137,11 @@ class VhdxWriter:
         ) as plan:
             pieces = plan.payload
             if len(pieces) == 1:
-                await self._file.write(pieces[0].file_offset, view)
+                await self._bring(pieces[0].file_offset, view)
                 return
             await fan_out(
                 (
-                    self._file.write(
+                    self._bring(
                         piece.file_offset,
                         view[piece.guest_offset - offset : piece.guest_offset - offset + piece.length],
                     )

@@ -15,7 +15,10 @@ from contextlib import asynccontextmanager
 from vblk.errors import GraphError, OutOfRange, ReadOnly
 from vblk.graph.edge import Edge, Permission
 from vblk.graph.node import Buffer, Node, Preallocation, Span
-from vblk.units import OFFSET_MAX
+from vblk.units import MIB, OFFSET_MAX
+
+TURN = MIB
+"""After so many bytes were written without waiting, everybody else has a turn."""
 
 
 class Traffic:
@@ -86,6 +89,8 @@ class Handle:
         self.edge = edge
         self.traffic = Traffic()
         self._node: Node | None = edge.node
+        self._found_writing: Permission | None = None
+        self._left_of_turn = TURN
 
     @property
     def node(self) -> Node:
@@ -127,9 +132,13 @@ class Handle:
     def check_writable(self) -> Node:
         """Return the node, when this user may change it."""
         node = self.node
-        node.require_writable()
-        if not self.edge.permissions & Permission.WRITE:
-            raise ReadOnly(f"{self.edge.user} holds this image for reading only", filename=node.filename)
+        if node.read_only:
+            node.require_writable()
+        permissions = self.edge.permissions
+        if permissions is not self._found_writing:  # looking into them takes longer than writing 4 KiB
+            if not permissions & Permission.WRITE:
+                raise ReadOnly(f"{self.edge.user} holds this image for reading only", filename=node.filename)
+            self._found_writing = permissions
         return node
 
     def try_read(self, offset: int, length: int) -> bytes | None:
@@ -161,10 +170,26 @@ class Handle:
             if view:
                 await node.read_into(offset, view)
 
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write without waiting, or return False: await `write`; see `Node.try_write`."""
+        if self.traffic.held:
+            return False
+        if isinstance(data, memoryview):
+            data = _in_bytes(data)
+        self.check_range(offset, len(data))
+        node = self.check_writable()
+        return node.try_write(offset, data) if data else True
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write all of `data`; see `Node.write`."""
         if isinstance(data, memoryview):
             data = _in_bytes(data)
+        if not fua and self.try_write(offset, data):
+            self._left_of_turn -= len(data)
+            if self._left_of_turn < 0:
+                self._left_of_turn = TURN
+                await asyncio.sleep(0)
+            return
         async with self.traffic:
             self.check_range(offset, len(data))
             node = self.check_writable()

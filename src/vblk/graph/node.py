@@ -107,6 +107,18 @@ class Node(ABC):
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, a writable view of bytes, from `offset`."""
 
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write all of `data`, whose length counts bytes, without waiting, or return False: await `write`.
+
+        After False any part of it may be written, so `write` has to follow. A
+        node that does not know better never writes at once.
+
+        Raises as `write`.
+
+        Concurrency: runs to completion.
+        """
+        return False
+
     @abstractmethod
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write all of `data` at `offset`; with `fua` it is stable on return.

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from vblk.aio.buffers import AlignedBuffers
 from vblk.aio.engine import Engine, storage_error
 from vblk.aio.file_calls import open_again
-from vblk.aio.inline import InlineReader
+from vblk.aio.inline import InlineReader, InlineWriter
 from vblk.errors import BlockError, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.graph.alignment import Aligner, whole_blocks
@@ -93,6 +93,7 @@ class FileNode(Leaf):
         self._may_unmap = discard
         self._dirty = False
         self._inline = self._new_inline()
+        self._inline_writer = self._new_inline_writer()
         self._flusher = FlushSequencer(self._flush_once, filename=filename)
         self._aligner = Aligner(_Direct(self), alignment, buffers=AlignedBuffers()) if cache.direct else None
 
@@ -163,6 +164,19 @@ class FileNode(Leaf):
             offset=offset,
             length=length,
         )
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write to the page cache, or return False; see `Node.try_write`."""
+        if self.read_only:
+            self.require_writable()
+        self._flusher.check_healthy()
+        self._dirty = True
+        if not self._inline_writer.try_write(offset, data):
+            return False
+        end = offset + len(data)
+        if end > self._size:
+            self._size = end
+        return True
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write bytes, growing the file where they pass its end; see `Node.write`."""
@@ -343,11 +357,19 @@ class FileNode(Leaf):
             self._size = size
         finally:
             self._inline = self._new_inline()
+            self._inline_writer = self._new_inline_writer()
 
     def _new_inline(self) -> InlineReader:
         """Return a reader of the page cache, which O_DIRECT goes without."""
         inline = InlineReader(self._fd, may_map=self.read_only and self._lock is not None)
         if self.cache.direct:
+            inline.close()
+        return inline
+
+    def _new_inline_writer(self) -> InlineWriter:
+        """Return a writer to the page cache, for cache modes in which a write ends there."""
+        inline = InlineWriter(self._fd, may_wait=self.space.writes_fill_memory)
+        if self.cache.direct or self.cache.write_through:
             inline.close()
         return inline
 
@@ -379,6 +401,7 @@ class FileNode(Leaf):
             await self._flusher.drain()
         finally:
             self._inline.close()
+            self._inline_writer.close()
             fd, self._fd = self._fd, -1
             os.close(fd)
             if self._lock is not None:

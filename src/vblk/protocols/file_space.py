@@ -45,6 +45,9 @@ class Space(ABC):
     can_flush = True
     """False for what has no stable storage."""
 
+    writes_fill_memory = False
+    """Whether a write of whole pages ends in the page cache and waits for no device."""
+
     def __init__(self, fd: int) -> None:
         """Work on `fd`, which stays the caller's."""
         self._fd = fd
@@ -77,6 +80,8 @@ class Space(ABC):
 
 class FileSpace(Space):
     """The space of a regular file."""
+
+    writes_fill_memory = True
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)

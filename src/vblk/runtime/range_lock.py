@@ -81,6 +81,7 @@ class RangeLock:
         """
         self._overtaking = overtaking
         self._guards: dict[RangeGuard, None] = {}  # held and waiting, the oldest first
+        self._exclusive = 0  # how many of them are
 
     def shared(self, offset: int, length: int) -> RangeGuard:
         """Return a guard to `async with`: others may share the range."""
@@ -99,6 +100,17 @@ class RangeLock:
         """Return a guard that is held already, or None: it would wait."""
         guard = self._guard(offset, length, exclusive=True)
         return guard if self._try_acquire(guard) else None
+
+    def may_share(self, offset: int, length: int) -> bool:
+        """Tell whether a shared guard would be held at once: enough for what does not wait meanwhile."""
+        if not self._exclusive:
+            return True
+        end = offset + length
+        return not any(
+            other.exclusive and other.start < end and offset < other.end
+            for other in self._guards
+            if other.held or not self._overtaking
+        )
 
     @property
     def idle(self) -> bool:
@@ -123,7 +135,7 @@ class RangeLock:
             guard.behind.append(other)
             other.in_front += 1
         guard.held = True
-        self._guards[guard] = None
+        self._add(guard)
         return True
 
     async def _acquire(self, guard: RangeGuard) -> None:
@@ -133,7 +145,7 @@ class RangeLock:
             if guard.conflicts(other):
                 other.behind.append(guard)
                 guard.in_front += 1
-        self._guards[guard] = None
+        self._add(guard)
         guard.wake = asyncio.get_running_loop().create_future()
         try:
             await guard.wake
@@ -145,10 +157,15 @@ class RangeLock:
         finally:
             guard.wake = None
 
+    def _add(self, guard: RangeGuard) -> None:
+        self._guards[guard] = None
+        self._exclusive += guard.exclusive
+
     def _remove(self, guard: RangeGuard) -> None:
         """Forget a guard, held or waiting, and grant those who waited for it alone."""
         guard.held = False
         del self._guards[guard]
+        self._exclusive -= guard.exclusive
         behind, guard.behind = guard.behind, []
         for younger in behind:
             if younger.in_front == _SPENT:

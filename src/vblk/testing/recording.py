@@ -207,6 +207,18 @@ class RecordingLeaf(Leaf):
         """Fill a buffer; see `Node.read_into`."""
         buffer[:] = await self.read(offset, len(buffer))
 
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write bytes, unless the recorder wants it to take longer or may let it fail."""
+        self.require_writable()
+        recorder, end = self.recorder, offset + len(data)
+        if recorder.dead or recorder.fault is not None or end > OFFSET_MAX or recorder.would_block():
+            return False
+        operation = recorder.begin(self.name, Action.WRITE, offset, len(data))
+        self._note(operation, self._store(offset, memoryview(data)))
+        recorder.end(operation)
+        self._size = max(self._size, end)
+        return True
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write bytes, growing the file where they pass its end; see `Node.write`."""
         view = memoryview(data).cast("B")
@@ -264,10 +276,7 @@ class RecordingLeaf(Leaf):
         kept = length if fault is None else fault.kept
         end = 0 if action is Action.DISCARD else offset + length
         if fault is None or kept:
-            changes = apply(kept)
-            if self.recorder.recording:
-                self.changes[operation] = changes
-                self._uncovered.append(operation)
+            self._note(operation, apply(kept))
         try:
             await self.recorder.take_time()
         finally:  # whatever its caller is told, or waits for: what was done is done
@@ -275,6 +284,11 @@ class RecordingLeaf(Leaf):
         if fault is not None:
             raise fault.error
         self._size = length if action is Action.RESIZE else max(self._size, end)
+
+    def _note(self, operation: Operation, changes: Changes) -> None:
+        if self.recorder.recording:
+            self.changes[operation] = changes
+            self._uncovered.append(operation)
 
     def _store(self, offset: int, data: memoryview) -> Changes:
         self.content.write(offset, data)

@@ -9,7 +9,7 @@ import asyncio
 import random
 from typing import ClassVar
 
-from vblk.graph.node import Node
+from vblk.graph.node import Buffer, Node
 from vblk.testing.passing import PassingNode
 
 TURNS_MAX = 5
@@ -17,7 +17,7 @@ TURNS_MAX = 5
 
 
 class ReluctantNode(PassingNode):
-    """A node whose `try_read` says "would block" at random, and whose requests overtake each other.
+    """A node whose `try_` methods say "would block" at random, and whose requests overtake each other.
 
     What it answers is always right: a caller that breaks over it relies on an
     order, or on the inline path.
@@ -33,6 +33,10 @@ class ReluctantNode(PassingNode):
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Answer one time in two, if the child can."""
         return self.file.try_read(offset, length) if self._dice.random() < 0.5 else None
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write one time in two, if the child does."""
+        return self._dice.random() < 0.5 and self.file.try_write(offset, data)
 
     async def _dawdle(self) -> None:
         for _ in range(self._dice.randrange(TURNS_MAX)):

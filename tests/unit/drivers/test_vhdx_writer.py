@@ -73,6 +73,43 @@ async def failing() -> tuple[Failing, VhdxNode, MemoryFile]:
     return leaf, node, file
 
 
+class Willing(KeptMemory):
+    """A file that is also written at once."""
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        self._store(offset, memoryview(data))
+        return True
+
+
+def test_only_a_present_block_that_nobody_changes_is_written_at_once() -> None:
+    async def scenario() -> None:
+        leaf = Willing("leaf", (await made()).files[0], read_only=False)
+        node = VhdxNode("disk", "disk", file=leaf, image=await load_writable(leaf, "disk"))
+        await node.start_writing()
+        assert not node.try_write(0, b"too soon")
+        await node.write(0, b"x" * 4096)
+        await node.write(4 * MIB, b"x" * 4096)
+        assert node.try_write(4096, b"y" * 4096)
+        assert not node.try_write(MIB, b"absent")
+        assert not node.try_write(MIB - 1, b"across")
+        async with node.writer.place(2 * MIB, 4096):
+            assert not node.try_write(2 * MIB, b"being allocated")
+            assert node.try_write(4 * MIB, b"another")
+        assert node.try_write(2 * MIB, b"z" * 4096)
+        discard = asyncio.create_task(node.discard(4 * MIB, MIB))
+        while not discard.done():
+            node.try_write(4 * MIB, b"lost, or there before")
+            await asyncio.sleep(0)
+        await node.flush()
+        assert not node.try_write(4 * MIB, b"gone")
+        assert await node.read(4 * MIB, 4096) == bytes(4096)
+        assert await node.read(4096, 4096) == b"y" * 4096
+        assert await node.read(2 * MIB, 4096) == b"z" * 4096
+        await node.close()
+
+    asyncio.run(scenario())
+
+
 def test_opening_for_writing_changes_nothing() -> None:
     async def scenario() -> None:
         chain = await made()

@@ -1,6 +1,7 @@
 """The front door: drains, and requests that are checked when they start."""
 
 import asyncio
+from array import array
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from tests.support.turns import turns
 from vblk.errors import GraphError, OutOfRange, ReadOnly
 from vblk.graph.edge import READING, WRITING
-from vblk.graph.handle import Handle, Traffic
+from vblk.graph.handle import TURN, Handle, Traffic
+from vblk.graph.node import Buffer
 from vblk.graph.registry import Graph
 from vblk.protocols.memory import MemoryNode
 from vblk.testing import FaultPlan, FaultyNode
@@ -129,6 +131,63 @@ def test_a_request_is_checked_again_after_the_drain_that_it_waited_for() -> None
         assert handle.size == 512
 
     with_handle(scenario)
+
+
+class Willing(MemoryNode):
+    """Memory that is also written at once."""
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        self._store(offset, memoryview(data))
+        return True
+
+
+def test_a_write_at_once_is_checked_as_any_other() -> None:
+    async def main() -> None:
+        async with Graph() as graph:
+            node = Willing("node", size=SIZE)
+            graph.add(node)
+            handle, reader = graph.hold(node, "a writer", WRITING), graph.hold(node, "a reader", READING)
+            assert handle.try_write(0, memoryview(array("H", [1, 2])))
+            assert handle.try_write(SIZE, b"")
+            with pytest.raises(OutOfRange):
+                handle.try_write(SIZE - 1, b"xy")
+            with pytest.raises(ReadOnly, match="a reader holds this image for reading only"):
+                reader.try_write(0, b"x")
+            assert await handle.read(0, 5) == bytes(array("H", [1, 2])) + b"\0"
+
+    asyncio.run(main())
+
+
+def test_whoever_writes_at_once_for_long_lets_others_have_a_turn() -> None:
+    async def main() -> None:
+        async with Graph() as graph:
+            node = Willing("node", size=SIZE)
+            graph.add(node)
+            handle = graph.hold(node, "the test", WRITING)
+            turn = asyncio.Event()
+            asyncio.get_running_loop().call_soon(turn.set)
+            for _ in range(2 * TURN // SIZE):
+                await handle.write(0, bytes(SIZE))
+            assert turn.is_set()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_written_at_once_during_a_drain() -> None:
+    async def main() -> None:
+        async with Graph() as graph:
+            node = Willing("node", size=SIZE)
+            graph.add(node)
+            handle = graph.hold(node, "the test", WRITING)
+            async with handle.drained():
+                assert not handle.try_write(0, b"x")
+                write = asyncio.create_task(handle.write(0, b"x"))
+                await turns()
+                assert node.try_read(0, 1) == b"\0"
+            await write
+            assert node.try_read(0, 1) == b"x"
+
+    asyncio.run(main())
 
 
 def test_a_request_that_waits_while_the_handle_is_let_go_is_refused() -> None:

@@ -186,6 +186,56 @@ def test_a_reopen_that_fails_changes_nothing(path: Path, monkeypatch: pytest.Mon
     with_file(path, scenario, read_only=True)
 
 
+def test_whole_pages_are_written_at_once_and_the_rest_by_a_worker(path: Path) -> None:
+    path.write_bytes(bytes(8192))
+
+    async def scenario(node: FileNode) -> None:
+        wrote = [node.try_write(8192 + 4096 * number, bytes([number + 1]) * 4096) for number in range(3)]
+        assert wrote[-1], "only the first may be needed to find out what the file system can do"
+        assert node.size == 8192 + 3 * 4096
+        assert await node.read(16384, 4096) == b"\3" * 4096
+        assert not node.try_write(100, b"x" * 300_000)
+
+    with_file(path, scenario)
+
+
+@pytest.mark.parametrize("cache", ["none", "writethrough", "directsync"])
+def test_what_has_to_reach_the_medium_is_not_written_at_once(path: Path, cache: str) -> None:
+    path.write_bytes(bytes(8192))
+
+    async def scenario(node: FileNode) -> None:
+        assert [node.try_write(0, b"x" * 4096) for _ in range(3)] == [False] * 3
+        await node.write(0, b"y" * 4096)
+        assert await node.read(0, 4096) == b"y" * 4096
+
+    with_file(path, scenario, cache=cache)
+
+
+def test_writing_at_once_is_refused_where_writing_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(bytes(8192))
+
+    async def read_only(node: FileNode) -> None:
+        with pytest.raises(ReadOnly):
+            node.try_write(0, bytes(4096))
+        await node.reopen(read_only=False)
+        assert any(node.try_write(0, bytes(4096)) for _ in range(2))
+        await node.reopen(read_only=True)
+        with pytest.raises(ReadOnly):
+            node.try_write(0, bytes(4096))
+
+    async def poisoned(node: FileNode) -> None:
+        await node.write(0, b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", refuse(errno.EIO))
+            with pytest.raises(NodeFailed):
+                await node.flush()
+        with pytest.raises(NodeFailed):
+            node.try_write(0, bytes(4096))
+
+    with_file(path, read_only, read_only=True)
+    with_file(path, poisoned)
+
+
 def test_direct_nodes_lend_no_descriptor_and_read_nothing_inline(path: Path) -> None:
     path.write_bytes(bytes(8192))
 

@@ -26,6 +26,26 @@ def test_readers_share_and_a_writer_excludes() -> None:
     assert lock.try_shared(0, 20) is None
 
 
+def test_a_range_may_be_shared_exactly_when_a_guard_would_be_held_at_once() -> None:
+    async def scenario() -> None:
+        lock = RangeLock()
+        assert lock.may_share(0, 100)
+        reader, writer = lock.try_shared(0, 10), lock.try_exclusive(20, 10)
+        assert reader is not None
+        assert writer is not None
+        assert lock.may_share(0, 20)
+        assert lock.may_share(30, 1)
+        assert not lock.may_share(19, 2)
+        waiting = asyncio.create_task(lock.exclusive(0, 5).acquire())
+        await turns()
+        assert not lock.may_share(4, 1)
+        assert lock.may_share(5, 1)
+        reader.release()
+        await waiting
+
+    asyncio.run(scenario())
+
+
 def test_ranges_that_only_touch_do_not_conflict() -> None:
     lock = RangeLock()
     assert lock.try_exclusive(0, 10) is not None
