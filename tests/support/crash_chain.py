@@ -7,11 +7,13 @@ A deletion is durable when the folder was synchronised after it; until then a
 crash may undo it, each for itself.
 """
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import product
 
 from tests.support.crash import COUNT, Seen, look, options_of
+from tests.support.crash_workloads import content_of
+from tests.support.vhdx.model import Model
 from vblk.aio.clock import Clock, LoopClock
 from vblk.drivers.vhdx import VhdxNode, read_up_to
 from vblk.errors import CorruptImage, Reason, StorageError
@@ -26,7 +28,7 @@ from vblk.graph.registry import Graph
 from vblk.jobs.chain import Kin
 from vblk.opening import open_image
 from vblk.options import NodeOptions, NodeReference
-from vblk.testing import Content, CrashState, Effort, Explorer, Recorder
+from vblk.testing import Content, CrashState, Effort, Explorer, Fault, Operation, Recorder
 
 
 class RecordedImages:
@@ -142,13 +144,23 @@ class RecordedImages:
 
 
 def images_on(
-    files: Mapping[str, Content], *, recording: bool = False, seed: int | None = None
+    files: Mapping[str, Content],
+    *,
+    recording: bool = False,
+    seed: int | None = None,
+    fault: Callable[[Operation], Fault | None] | None = None,
 ) -> RecordedImages:
-    """Put files onto leaves."""
-    recorder = Recorder(recording=recording, seed=seed)
+    """Put files onto leaves; see `Recorder`."""
+    recorder = Recorder(recording=recording, seed=seed, fault=fault)
     for name, content in files.items():
         recorder.leaf(name, content)
     return RecordedImages(recorder)
+
+
+def seen_of(model: Model) -> Seen:
+    """Return what a user finds who sees what a model holds."""
+    content = content_of(model)
+    return Seen(content.length, {at: page for at, page in content.pages.items() if any(page)})
 
 
 def files_of(images: RecordedImages) -> dict[str, Content]:

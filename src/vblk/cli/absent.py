@@ -12,8 +12,6 @@ from vblk.cli.failure import FAILURE, Failure
 
 _REASONS: Final = {
     "bitmap": "no format of this version has bitmaps",
-    "commit": "writing into VHDX images is not in this version",
-    "rebase": "changing the parent of an image is not in this version",
     "snapshot": "no format of this version has snapshots",
 }
 

@@ -35,6 +35,11 @@ VERBS: Final[dict[str, Entry]] = {
         "Look for damage in an image's tables.",
         "[--image-opts] [-q] [-f fmt] [--output=ofmt] [-T src_cache] [-U] filename",
     ),
+    "commit": Entry(
+        "commit",
+        "Write what an image holds into its parent.",
+        "[--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] [--force] filename",
+    ),
     "compare": Entry(
         "compare",
         "Tell whether two images have the same content.",
@@ -79,6 +84,12 @@ VERBS: Final[dict[str, Entry]] = {
         "[--into ancestor] [--keep] [--force] [--dry-run] [--output=ofmt] [-t cache] [-r rate_limit] "
         "[-p] [-q] [--image-opts] [-f fmt] filename",
     ),
+    "rebase": Entry(
+        "rebase",
+        "Give an image another parent, or none.",
+        "[--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [--dry-run] "
+        "-b backing_file [-F backing_fmt] filename",
+    ),
     "resize": Entry(
         "resize",
         "Change the size of an image.",
@@ -86,7 +97,7 @@ VERBS: Final[dict[str, Entry]] = {
     ),
 }
 
-ABSENT: Final = ("bitmap", "commit", "rebase", "snapshot")
+ABSENT: Final = ("bitmap", "snapshot")
 """Verbs of qemu-img that this version answers with a sentence."""
 
 UNLISTED: Final = {"amend": "amend"}

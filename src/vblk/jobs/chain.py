@@ -23,7 +23,7 @@ from vblk.aio.clock import Clock
 from vblk.codec.guid import Guid, new_guid
 from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_links import disk_items, keep_identity, set_locator, take_disk_items
-from vblk.errors import CorruptImage, NodeBusy, Reason, Unsupported
+from vblk.errors import CorruptImage, GraphError, NodeBusy, OptionError, Reason, Unsupported
 from vblk.extent import Kind
 from vblk.formats.vhdx.linkage import announced
 from vblk.formats.vhdx.locator import ParentLocator
@@ -133,6 +133,43 @@ async def members_of(images: Images, top: str) -> list[Member]:
     return members
 
 
+def index_of(images: Images, members: Sequence[Member], ancestor: str | None) -> int:
+    """Return the place of an ancestor of the first image; None is its parent.
+
+    Raises:
+        OptionError: The image has no parent, or this is none of its ancestors.
+    """
+    top = members[0].name
+    if len(members) < 2:
+        raise OptionError("Image does not have a backing file", filename=top)
+    if ancestor is None:
+        return 1
+    for index, member in enumerate(members):
+        if index and images.is_same(member.name, ancestor):
+            return index
+    raise OptionError(f"Did not find '{ancestor}' in the backing chain of '{top}'", filename=top)
+
+
+async def strangers_among(
+    images: Images, members: Sequence[Member], changing: Sequence[Member]
+) -> tuple[str, ...]:
+    """Find images beside a chain that were made from those of it that are about to change."""
+    kin = await images.kin([member.name for member in members])
+    return tuple(each.name for each in kin if any(stands_on(each, member) for member in changing))
+
+
+def stands_on(kin: Kin, member: Member) -> bool:
+    """Tell whether an image was made from another, as far as linkages tell."""
+    return member.identity is not None and kin.locator.accepts(member.identity)
+
+
+def refuse_strangers(strangers: Sequence[str], top: str) -> None:
+    """Raise GraphError if there are any."""
+    if strangers:
+        listed = ", ".join(f"'{name}'" for name in strangers)
+        raise GraphError(f"{listed} would be lost: made from an image that would change", filename=top)
+
+
 def require_same(node: Node, member: Member) -> None:
     """Raise when an image is not what it was when the chain was looked at.
 
@@ -186,6 +223,7 @@ class Descent(NamedTuple):
             require_same(target.node, self.target)
             if isinstance(target.node, VhdxNode) and self.coming is not None:
                 target.node.writer.become(self.coming)
+                await target.node.writer.begin()
             async with _opened_all(self.images, self.layers) as layers:
                 await self._copy(target, layers)
 

@@ -43,10 +43,18 @@ class LocalImages:
         options: The same as typed options.
         rules: Where parents are looked for.
         cache: The cache mode of what is written.
+        force_share: Open what is only read even though another process writes to it.
     """
 
     def __init__(
-        self, graph: Graph, top: str, options: NodeOptions, rules: ChainRules, *, cache: str = "writeback"
+        self,
+        graph: Graph,
+        top: str,
+        options: NodeOptions,
+        rules: ChainRules,
+        *,
+        cache: str = "writeback",
+        force_share: bool = False,
     ) -> None:
         self.mover = Mover(graph.engine)
         self.clock: Clock = LoopClock()
@@ -55,6 +63,7 @@ class LocalImages:
         self._options = options
         self._rules = rules
         self._cache = cache
+        self._force_share = force_share
         self._formats: dict[str, str] = {}
         self._path = top
 
@@ -75,6 +84,7 @@ class LocalImages:
             read_only=read_only,
             cache=self._cache,
             backing=backing,
+            force_share=self._force_share and read_only,
             rules=self._rules if is_top else self._rules._replace(parent=None),
         )
         if is_top:

@@ -20,15 +20,25 @@ the top still is T, that only 4 to 6 are left.
 Source: [MS-VHDX] "Parent Locator", "Headers".
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from vblk.codec.guid import ZERO_GUID, Guid
 from vblk.drivers.vhdx_links import keep_identity, set_locator
-from vblk.errors import GraphError, ImageError, OptionError, Unsupported
+from vblk.errors import GraphError, ImageError, Unsupported
 from vblk.formats.vhdx.encode import encode_locator
 from vblk.formats.vhdx.linkage import Absorbed, MergeNote, merge_note, reparented, settled
-from vblk.jobs.chain import Descent, Images, Kin, Member, amount_of, announce, members_of, vhdx_of
+from vblk.jobs.chain import (
+    Descent,
+    Images,
+    Member,
+    amount_of,
+    announce,
+    index_of,
+    members_of,
+    refuse_strangers,
+    strangers_among,
+    vhdx_of,
+)
 from vblk.jobs.progress import Progress
 
 
@@ -92,36 +102,20 @@ class Merge:
             Unsupported: An image is not VHDX.
         """
         members = await members_of(self._images, self._top)
-        if len(members) < 2:
-            raise OptionError("Image does not have a backing file", filename=self._top)
-        for member in members[: self._target_index(members) + 1]:
+        index = index_of(self._images, members, self._into)
+        for member in members[: index + 1]:
             if member.format != "vhdx":
                 raise Unsupported(f"only VHDX images are merged, not {member.format}", filename=member.name)
         note = _note_of(members[0])
-        index = self._target_index(members)
         top, between, target = members[0], tuple(members[1:index]), members[index]
-        kin = await self._images.kin([member.name for member in members])
-        children = tuple(each.name for each in kin if _stands_on(each, top))
+        children = await strangers_among(self._images, members, (top,))
         if note is not None and note.identity == top.identity and index == 1:
             return MergePlan(top, (), target, None, (), children)
         absorbed = {self._images.named_by(top.name, path) for path, _ in _absorbed_by(top)}
-        strangers = tuple(
-            each.name
-            for each in kin
-            if each.name not in absorbed and any(_stands_on(each, of) for of in (*between, target))
-        )
+        found = await strangers_among(self._images, members, (*between, target))
+        strangers = tuple(name for name in found if name not in absorbed)
         data = await amount_of(self._images, (top, *between))
         return MergePlan(top, between, target, data, strangers, children)
-
-    def _target_index(self, members: Sequence[Member]) -> int:
-        if self._into is None:
-            return 1
-        for index, member in enumerate(members):
-            if index and self._images.is_same(member.name, self._into):
-                return index
-        raise OptionError(
-            f"Did not find '{self._into}' in the backing chain of '{self._top}'", filename=self._top
-        )
 
     async def run(self, plan: MergePlan) -> None:
         """Merge.
@@ -130,11 +124,8 @@ class Merge:
             GraphError: Other images stand on what would change; nothing was changed.
             StorageError: A file failed; the chain reads as before, and the merge can be run again.
         """
-        if plan.strangers and not self._force:
-            listed = ", ".join(f"'{name}'" for name in plan.strangers)
-            raise GraphError(
-                f"{listed} would be lost: made from an image that the merge changes", filename=self._top
-            )
+        if not self._force:
+            refuse_strangers(plan.strangers, self._top)
         if plan.data is not None:
             await self._descend(plan)
         await self._let_target_replace_top(plan)
@@ -229,8 +220,3 @@ def _absorbed_by(top: Member) -> tuple[Absorbed, ...]:
 
 def _note_of(member: Member) -> MergeNote | None:
     return None if member.locator is None else merge_note(member.locator.pairs)
-
-
-def _stands_on(kin: Kin, member: Member) -> bool:
-    """Tell whether an image was made from another, as far as linkages tell."""
-    return member.identity is not None and kin.locator.accepts(member.identity)

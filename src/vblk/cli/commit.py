@@ -1,0 +1,96 @@
+"""`vblk commit`: what an image holds goes down into its parent.
+
+Owns: QEMU's words for it. The committing is `vblk.jobs.commit`.
+"""
+
+from dataclasses import dataclass
+
+from vblk.cli.command import Verb, flag, option
+from vblk.cli.console import Console
+from vblk.cli.failure import SUCCESS, Failure, could_not_open, sentence
+from vblk.cli.images import ImageArguments, image_graph, image_options, named_options
+from vblk.cli.progress_view import progress_option, shown_progress
+from vblk.cli.values import TARGET_CACHE_TYPE, SizeType
+from vblk.errors import BlockError, GraphError, OptionError
+from vblk.jobs.commit import Commit
+from vblk.jobs.local_images import LocalImages
+
+
+@dataclass(slots=True)
+class Arguments(ImageArguments):
+    """The words of one call."""
+
+    base: str | None
+    drop: bool
+    force: bool
+    target_cache: str
+    rate: int | None
+    quiet: bool
+    progress: bool
+    progress_format: str | None
+
+
+async def run(arguments: Arguments, console: Console) -> int:
+    """Commit the image."""
+    name = arguments.one_operand()
+    if arguments.force_share:
+        raise Failure("-U does not go with committing: nobody else may use the images meanwhile")
+    options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
+    async with image_graph(arguments) as graph:
+        with shown_progress(
+            console,
+            wanted=arguments.progress,
+            form=arguments.progress_format,
+            quiet=arguments.quiet,
+            what="commit",
+        ) as progress:
+            commit = Commit(
+                LocalImages(graph, name, options, arguments.rules(), cache=arguments.target_cache),
+                name,
+                arguments.base,
+                arguments.drop,
+                arguments.force,
+                progress,
+                arguments.rate,
+            )
+            try:
+                members = await commit.members()
+            except BlockError as error:
+                raise could_not_open(name, error) from error
+            try:
+                await commit.run(members)
+            except GraphError as error:
+                raise Failure(f"{sentence(error)}; --force goes on all the same") from error
+            except OptionError as error:
+                raise Failure(error.message) from error
+    if not arguments.quiet:
+        console.print("Image committed.")
+    return SUCCESS
+
+
+VERB = Verb(
+    "commit",
+    run,
+    Arguments,
+    [
+        option(
+            "-t",
+            "target_cache",
+            metavar="CACHE",
+            type=TARGET_CACHE_TYPE,
+            default="writeback",
+            help="Cache mode for writing.",
+        ),
+        option("-b", "base", metavar="BASE", help="Commit into this ancestor; implies -d."),
+        flag("-d", "drop", help="Do not empty the image."),
+        flag("--force", help="Go on although images would be lost that were made from those changed."),
+        option("-r", "rate", metavar="RATE", type=SizeType("rate limit", 1), help="Bytes a second at most."),
+        flag("-q", "quiet", help="Say nothing but errors."),
+        flag("-p", "progress", help="Show how far it is."),
+        progress_option(),
+        *image_options(),
+    ],
+    operands="FILENAME",
+    help="Write what an image holds into its parent, and empty it. With -b it goes into an ancestor, the "
+    "image stays as it is, and the images between are of no more use.",
+)
