@@ -7,10 +7,10 @@ what is not in the cache is the engine's business.
 
 A write into the page cache waits for nothing but the system's own memory. Where
 the file system cannot promise that (ext4 and tmpfs have no such writes) plain
-writes stand in, of whole memory pages only, for a part of a page might have to
-be read first. What may still hold one up is a system that throttles its
-writers, so each is timed: after a slow one the next go to the workers, more of
-them each time in a row.
+writes stand in, as long as the pages that they cover in part are in the cache:
+others would have to be read first. What may still hold one up is a system that
+throttles its writers, so each is timed: after a slow one the next go to the
+workers, more of them each time in a row.
 """
 
 import errno
@@ -30,7 +30,7 @@ _HITS_BEFORE_MAP: Final = 512
 _REUSED_MAX = 64 << 10
 _LENGTHS_MAX = 16
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-_WRITE_MAX: Final = 128 << 10
+_WRITE_MAX: Final = 256 << 10
 """The longest write, in bytes, that is tried: copying it takes no longer than a hop to a worker."""
 _SLOW: Final = 2e-3
 """Seconds: longer than waiting for the interpreter's lock, shorter than any pause of a throttled writer."""
@@ -133,6 +133,7 @@ class InlineWriter:
         self._fd = fd
         self._may_wait = may_wait
         self._flags = _NOWAIT
+        self._byte = bytearray(1)
         self._to_leave_out = 0
         self._leave_out_next = 1
         self.supported = hasattr(os, "pwritev") and (_NOWAIT != 0 or may_wait)
@@ -146,7 +147,7 @@ class InlineWriter:
         length = len(data)
         if not self.supported or length > _WRITE_MAX:
             return False
-        if not self._flags and (offset | length) & _WITHIN_PAGE:
+        if not self._flags and (offset | length) & _WITHIN_PAGE and not self._has_edges(offset, length):
             return False
         if self._to_leave_out:
             self._to_leave_out -= 1
@@ -168,6 +169,18 @@ class InlineWriter:
         else:
             self._leave_out_next = 1
         return done == length
+
+    def _has_edges(self, offset: int, length: int) -> bool:
+        """Tell whether the pages that a range covers in part, at its ends, are in the cache."""
+        if not _NOWAIT:
+            return False
+        try:
+            return all(
+                at & _WITHIN_PAGE == 0 or os.preadv(self._fd, (self._byte,), at, _NOWAIT) == 1
+                for at in (offset, offset + length)
+            )
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Write no more."""

@@ -138,6 +138,18 @@ def test_what_is_written_inline_is_in_the_file(tmp_path: Path) -> None:
     os.close(fd)
 
 
+def test_a_part_of_a_page_is_written_inline_when_the_rest_is_in_the_cache(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(20_000))
+    fd = os.open(path, os.O_RDWR)
+    writer = InlineWriter(fd, may_wait=True)
+    writer.try_write(0, bytes(4096))  # whatever this finds out
+    can_look = InlineReader(fd).try_read(0, 1) is not None
+    assert writer.try_write(100, b"x" * 300) == can_look
+    assert path.read_bytes()[100:400] == (b"x" if can_look else b"\0") * 300
+    os.close(fd)
+
+
 def test_plain_writes_of_whole_pages_stand_in_where_the_others_are_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
