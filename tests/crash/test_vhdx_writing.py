@@ -130,6 +130,6 @@ def test_the_judge_notices_when_flushes_do_nothing(tmp_path: Path, make: str) ->
                 )
             except AssertionError:
                 needed += 1
-        assert needed > len(flushes) // 2
+        assert needed > len(flushes) // 3, "others only repeat what the next flush does"
 
     asyncio.run(main())
