@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import convert, looking, random_reads, random_writes
+from bench import convert, looking, making, random_reads, random_writes
 from bench.images import file_system_of
 from bench.measure import NotMeasured, Result, WrongResult
 from bench.settings import Settings
@@ -28,6 +28,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "convert-full": convert.dense,
     "xfs": lambda settings: convert.with_reflink(settings, "xfs"),
     "btrfs": lambda settings: convert.with_reflink(settings, "btrfs"),
+    "to-vhdx": making.sparse,
+    "to-vhdx-full": making.dense,
+    "to-vhdx-xfs": lambda settings: making.with_reflink(settings, "xfs"),
+    "to-vhdx-btrfs": lambda settings: making.with_reflink(settings, "btrfs"),
     "compare": looking.comparing,
     "map": looking.mapping,
     "memory": looking.memory,

@@ -8,7 +8,7 @@ time, so that no side pays for another one's dirty pages.
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.images import digest, make_raw, make_vhdx, mounted, warm
@@ -69,38 +69,55 @@ def contest(
         LOOP: lambda: copy_extents(image, targets[LOOP], size, extents),
     }
 
+    expected = digest(raw)
+
+    def check(name: str) -> None:
+        if digest(targets[name]) != expected:
+            raise WrongResult(f"{name} made another disk than the one that went in")
+
+    warm(image)
+    seconds = race({name: known[name] for name in names}, targets, rounds, check)
+    raw.unlink()
+    image.unlink()
+    return seconds
+
+
+def race(
+    sides: dict[str, Side], targets: dict[str, Path], rounds: int, check: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Let each side make its target once and `check` it, then take turns; return the seconds.
+
+    All targets are gone, durably, before each turn and at the end.
+    """
+
     def clear() -> None:
         for target in targets.values():
             target.unlink(missing_ok=True)
         os.sync()
 
-    warm(image)
-    sides = {name: known[name] for name in names}
-    expected = digest(raw)
     for name, side in sides.items():
         side()
-        if digest(targets[name]) != expected:
-            raise WrongResult(f"{name} made another disk than the one that went in")
+        check(name)
         clear()
     seconds = take_turns(sides, rounds, clear)
-    for path in (raw, image, *targets.values()):
-        path.unlink(missing_ok=True)
+    clear()
     return seconds
 
 
 def sparse(settings: Settings) -> Iterator[Result]:
     """Convert a disk of the size that Hyper-V gives new ones, most of it never written to."""
     seconds = contest(settings.folder, settings.data_bytes, settings.rounds, SIDES, size=settings.disk_bytes)
-    yield from _results("convert", seconds)
+    yield from results("convert", seconds)
 
 
 def dense(settings: Settings) -> Iterator[Result]:
     """Convert a disk that is full of data."""
     seconds = contest(settings.folder, settings.data_bytes, settings.rounds, SIDES)
-    yield from _results("convert, full", seconds)
+    yield from results("convert, full", seconds)
 
 
-def _results(what: str, seconds: dict[str, list[float]]) -> Iterator[Result]:
+def results(what: str, seconds: dict[str, list[float]]) -> Iterator[Result]:
+    """Yield the ratios of a contest of all sides."""
     yield compare(f"{what}: qemu-img -W -m 16 / vblk", seconds, PARALLEL, "vblk", 1.5)
     yield compare(f"{what}: qemu-img / vblk", seconds, "qemu-img", "vblk", 2)
     yield compare(f"{what}: vblk / copy_file_range loop", seconds, "vblk", LOOP, 1.3, at_least=False)

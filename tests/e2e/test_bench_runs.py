@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from tests.support.source_tree import REPOSITORY
 
-RESULTS_WITHOUT_MOUNTING = 15
+RESULTS_WITHOUT_MOUNTING = 21
 
 
 def run_tiny(folder: Path) -> dict[str, Any]:

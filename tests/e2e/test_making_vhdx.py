@@ -299,3 +299,16 @@ def test_measure_tells_the_size_of_the_file_that_convert_makes(raw: bytes) -> No
     )
     outcome = call("measure", "-O", "vhdx", "-o", "backing_file=x", "--size", "1G")
     assert "cannot be measured" in outcome.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_of_a_vhdx(raw: bytes, number: int) -> None:
+    Path("new").write_bytes(b"kept")
+    process = start("convert", "-p", "-r", "64k", "-f", "raw", "-O", "vhdx", "raw", "new")
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(number)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 128 + number
+    assert Path("new").read_bytes() == b"kept"
+    assert sorted(os.listdir()) == ["new", "raw"]

@@ -141,10 +141,13 @@ def _print_objections(objections: "list[Finding]", quiet: bool, console: Console
 
 def _print_repair(repair: "Repair", quiet: bool, console: Console) -> None:
     """Write what was found first, what was done about it, and what was not."""
+    unsaid = _unsaid(console)
     for finding in repair.before.findings:
-        _print_finding(finding, console)
+        if finding.code != unsaid:
+            _print_finding(finding, console)
     for act in repair.done:
-        console.plain_message(f"Repaired: {act.message} [{act.code}]")
+        if act.code != unsaid:
+            console.plain_message(f"Repaired: {act.message} [{act.code}]")
     for act in repair.left:
         console.plain_message(f"Not repaired: {act.message} [{act.code}]")
     if quiet or not (repair.leaks_fixed or repair.corruptions_fixed):
@@ -159,6 +162,11 @@ def _print_repair(repair: "Repair", quiet: bool, console: Console) -> None:
     if repair.lost_bytes:
         console.print(f"{repair.lost_bytes} bytes of the disk were lost, and are zeros now.", "")
     console.print("Double checking the fixed image now...")
+
+
+def _unsaid(console: Console) -> str | None:
+    """Return the code about which QEMU's programs say no more than that it was repaired."""
+    return "L29" if console.name == "qemu-img" else None
 
 
 def _print_report(report: "CheckReport", image: "VhdxImage", quiet: bool, console: Console) -> None:
@@ -182,6 +190,8 @@ def _print_report(report: "CheckReport", image: "VhdxImage", quiet: bool, consol
             f"{report.leaks} leaked clusters were found on the image.",
             "This means waste of disk space, but no harm to data.",
         )
+    if console.name == "qemu-img":
+        return  # QEMU gives no figures of VHDX images
     if report.total_blocks:
         allocated, total = report.allocated_blocks, report.total_blocks
         part = allocated * 100 / total
