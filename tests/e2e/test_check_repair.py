@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.catalogue import run_vblk
+from tests.support.command_line import call, good
 from tests.support.crash import run_qemu_img
 from tests.support.damaged import DAMAGES, at, content_of, damage
 from tests.support.small_vhdx import MIB
@@ -117,3 +118,24 @@ def test_qemu_finds_a_repaired_image_sound_and_reads_the_same(tmp_path: Path, na
     assert run_vblk("convert", "-O", "raw", path, raw).returncode == 0
     run_qemu_img("check", "-f", "vhdx", path)
     run_qemu_img("compare", "-f", "vhdx", "-F", "raw", path, raw)
+
+
+def test_under_qemus_names_a_log_is_refused_and_replayed_in_qemus_words(tmp_path: Path) -> None:
+    path = saved("L29", tmp_path)
+    refused = call("-r", "-f", "vhdx", "-c", "read 0 512", path, program="qemu-io")
+    assert (refused.status, refused.out, refused.err) == (
+        1,
+        "",
+        f"qemu-io: can't open device {path}: VHDX image file '{path}' opened read-only, but contains a log "
+        f"that needs to be replayed\nTo replay the log, run:\nqemu-img check -r all '{path}'\n",
+    )
+    assert "read 512/512 bytes" in good("io", "-r", "-f", "vhdx", "-c", "read 0 512", path)
+    repaired = call("check", "-r", "all", path, program="qemu-img")
+    assert repaired.status == 0
+    assert "L29" not in repaired.err
+    assert "found and repaired" in repaired.out
+    assert repaired.out.endswith(
+        "Double checking the fixed image now...\nNo errors were found on the image.\n"
+    )
+    assert "read 512/512 bytes" in good("-r", "-c", "read 0 512", path, program="qemu-io")
+    assert good("check", path, program="qemu-img") == "No errors were found on the image.\n"

@@ -165,7 +165,7 @@ def _print_repair(repair: "Repair", quiet: bool, console: Console) -> None:
 
 
 def _unsaid(console: Console) -> str | None:
-    """Return the code about which QEMU's programs say no more than that it was repaired."""
+    """Return the code of what QEMU's program repairs without a word, or None under our name."""
     return "L29" if console.name == "qemu-img" else None
 
 
