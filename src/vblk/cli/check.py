@@ -47,6 +47,14 @@ async def run(arguments: Arguments, console: Console) -> int:
     async with image_graph(arguments) as graph:
         handle = await open_named(graph, name, arguments, console, backing=False)
         node = handle.node
+        if node.driver == "qcow2":
+            from vblk.cli.check_clusters import check_clusters
+
+            if arguments.repair is not None or arguments.platform is not None:
+                raise Failure(
+                    "qcow2 images are checked without -r and --for: this version has neither for them"
+                )
+            return await check_clusters(node, arguments.output, arguments.quiet, console)
         if node.driver != "vhdx":
             raise Failure("This image format does not support checks", status=CHECK_UNSUPPORTED)
         from vblk.drivers.vhdx import VhdxNode

@@ -94,7 +94,7 @@ VERB = Verb(
     Arguments,
     [
         option("--output", metavar="human|json", type=OUTPUT_TYPE, default="human", help="How to report."),
-        option("-O", "output_format", metavar="FMT", default="raw", help="Its format: raw or vhdx."),
+        option("-O", "output_format", metavar="FMT", default="raw", help="Its format: raw, qcow2 or vhdx."),
         option("-o", "options", metavar="OPTIONS", multiple=True, help="How it would be made."),
         option(
             "--size", metavar="SIZE", type=SizeType("image size"), help="Size of the disk, without an image."

@@ -12,6 +12,7 @@ from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure, could_not_open, sentence
 from vblk.cli.images import ImageArguments, image_graph, image_options, named_options
 from vblk.cli.progress_view import progress_option, shown_progress
+from vblk.cli.rebase_names import rebase_names
 from vblk.cli.values import TARGET_CACHE_TYPE
 from vblk.errors import GraphError, ImageError, OptionError
 from vblk.jobs.local_images import LocalImages
@@ -39,9 +40,20 @@ async def run(arguments: Arguments, console: Console) -> int:
     name = arguments.one_operand()
     if arguments.backing is None and not arguments.unsafe:
         raise Failure("Must specify backing file (-b) or use unsafe mode (-u)", hint=True)
-    _check_format(arguments)
     options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
     async with image_graph(arguments) as graph:
+        if await rebase_names(
+            graph,
+            name,
+            arguments,
+            console,
+            backing=arguments.backing,
+            backing_format=arguments.backing_format,
+            unsafe=arguments.unsafe,
+            dry_run=arguments.dry_run,
+        ):
+            return SUCCESS
+        _check_format(arguments)
         with shown_progress(
             console,
             wanted=arguments.progress and not arguments.dry_run,
@@ -119,7 +131,12 @@ VERB = Verb(
     Arguments,
     [
         option("-b", "backing", metavar="PARENT", help="The new parent, from the image's folder; '': none."),
-        option("-F", "backing_format", metavar="FMT", help="Format of the new parent: vhdx."),
+        option(
+            "-F",
+            "backing_format",
+            metavar="FMT",
+            help="Format of the new parent; vhdx for a VHDX.",
+        ),
         flag("-u", "unsafe", help="Change the parent's name and linkage, and look at no data."),
         flag("--dry-run", help="Say what would be changed, and change nothing."),
         option(
@@ -138,5 +155,6 @@ VERB = Verb(
     operands="FILENAME",
     help="Give a differencing VHDX image another parent. Its disk stays the same: what the present parents "
     "show and the new one does not is copied into it first. With an empty parent it holds everything "
-    "itself. With -u only the locator changes: for parents that were moved or renamed.",
+    "itself. With -u only the locator changes: for parents that were moved or renamed. A qcow2 image gets "
+    "another backing file, with -u only.",
 )

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vblk.errors import GraphError
+from vblk.errors import GraphError, ReadOnly
 from vblk.extent import Kind
 from vblk.filters.events import Event, find_listener
 from vblk.graph.edge import Role
@@ -63,30 +63,35 @@ class CopyOnReadNode(Filter):
         return bytes(buffer)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Read into a buffer, and copy what the child did not hold."""
-        for span in await self._foreign(offset, len(buffer)):
-            for start in range(span.guest_offset, span.guest_offset + span.length, COPY_MAX):
-                await self._copy(start, min(COPY_MAX, span.guest_offset + span.length - start))
-        await self._file.read_into(offset, buffer)
+        """Read into a buffer piece by piece, and copy what the child did not hold."""
+        for span in await self._spans(offset, len(buffer)):
+            first = span.guest_offset - offset
+            piece = buffer[first : first + span.length]
+            if not _is_foreign(span):
+                await self._file.read_into(span.guest_offset, piece)
+                continue
+            for start in range(0, span.length, COPY_MAX):
+                await self._copy(span.guest_offset + start, piece[start : start + COPY_MAX])
 
-    async def _foreign(self, offset: int, length: int) -> list[Span]:
-        """Return the parts of a range that the child itself says nothing about."""
-        if not length:
-            return []
-        spans = coalesce(await self._file.resolve(offset, length))
-        return [span for span in spans if span.depth or not span.present]
+    async def _spans(self, offset: int, length: int) -> list[Span]:
+        return coalesce(await self._file.allocation(offset, length)) if length else []
 
-    async def _copy(self, offset: int, length: int) -> None:
-        async with self._locks.exclusive(offset, length):
-            for span in await self._foreign(offset, length):
+    async def _copy(self, offset: int, buffer: memoryview) -> None:
+        """Read a range, and write what is still not the child's own."""
+        async with self._locks.exclusive(offset, len(buffer)):
+            for span in await self._spans(offset, len(buffer)):
+                first = span.guest_offset - offset
+                piece = buffer[first : first + span.length]
+                await self._file.read_into(span.guest_offset, piece)
+                if not _is_foreign(span):
+                    continue
                 listener = find_listener(self._file)
                 if listener is not None:
                     await listener.happened(Event.COR_WRITE)
-                if span.kind is Kind.ZERO:
+                if span.kind is Kind.ZERO or piece.tobytes().count(0) == len(piece):
                     await self._file.write_zeroes(span.guest_offset, span.length)
                 else:
-                    data = await self._file.read(span.guest_offset, span.length)
-                    await self._file.write(span.guest_offset, data)
+                    await self._file.write(span.guest_offset, piece)
 
     @asynccontextmanager
     async def _writing(self, offset: int, length: int) -> AsyncGenerator[None]:
@@ -154,6 +159,11 @@ class CopyOnReadNode(Filter):
         """There is nothing to release."""
 
 
+def _is_foreign(span: Span) -> bool:
+    """Tell whether the child itself says nothing about a range."""
+    return span.depth > 0 or not span.present
+
+
 def _refuse_read_only() -> GraphError:
     return GraphError("Can't use copy-on-read on read-only device")
 
@@ -177,7 +187,7 @@ async def open_node(site: Site) -> CopyOnReadNode:
     check_children(site.options, "copy-on-read", "file")
     bind(site.options.own, Options, "copy-on-read")
     if site.read_only:
-        raise _refuse_read_only()
+        raise ReadOnly("Block node is read-only")
     file = await site.child()
     node = CopyOnReadNode(site.name, site.filename, file=file)
     await site.take(node, file)

@@ -165,7 +165,7 @@ class Mapper(Node):
         elif extent.kind is Kind.ZERO:
             spans.append(Span(Kind.ZERO, guest, length))
         elif extent.kind is Kind.ENCODED:
-            raise Unsupported("this format's encoded data cannot be read", filename=self.filename)
+            spans.append(Span(Kind.ENCODED, guest, length, self, guest))
         elif self.backing_left_closed:
             raise GraphError(
                 "this range is in the parent image, which was not opened",

@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vblk.errors import ReadOnly
+from vblk.errors import ReadOnly, Unsupported
 from vblk.extent import Kind
 from vblk.graph.edge import Edge, Role
 
@@ -38,7 +38,8 @@ class Span:
     """One run of guest bytes, resolved through the whole chain.
 
     `kind` is DATA, ZERO or ENCODED, never ABSENT. For DATA `leaf` holds the
-    bytes at `leaf_offset`. `depth` counts the images passed on the way down
+    bytes at `leaf_offset`; for ENCODED it is the format that decodes them, and
+    `leaf_offset` a guest offset there (`Node.read_encoded`). `depth` counts the images passed on the way down
     (0: the top). `present` is false where no image of the chain has a word on
     the range.
     """
@@ -118,6 +119,10 @@ class Node(ABC):
         Concurrency: runs to completion.
         """
         return False
+
+    async def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from a range that this format's `lookup` calls ENCODED."""
+        raise Unsupported("this format's encoded data cannot be read", filename=self.filename)
 
     @abstractmethod
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:

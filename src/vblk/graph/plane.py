@@ -8,8 +8,9 @@ Ordering rule: a target range is placed first, its bytes are moved next, and the
 placement is published only when all of them arrived (`Node.place`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vblk.aio.engine import Engine, storage_error
 from vblk.errors import BlockError
@@ -30,9 +31,13 @@ BUFFER_MAX = 2 * MIB
 """The most bytes of one piece that pass through memory when the kernel cannot copy."""
 
 
+Read = Callable[[int, memoryview], Coroutine[Any, Any, None]]
+"""Fills a buffer from an offset."""
+
+
 async def read_spans(spans: Sequence[Span], guest_offset: int, buffer: memoryview) -> None:
     """Fill `buffer`, which begins at `guest_offset`, from resolved spans."""
-    waiting: list[tuple[Node, int, memoryview]] = []
+    waiting: list[tuple[Read, int, memoryview]] = []
     for span in coalesce(spans):
         start = span.guest_offset - guest_offset
         piece = buffer[start : start + span.length]
@@ -40,16 +45,19 @@ async def read_spans(spans: Sequence[Span], guest_offset: int, buffer: memoryvie
             piece[:] = bytes(span.length)
             continue
         assert span.leaf is not None
+        if span.kind is Kind.ENCODED:
+            waiting.append((span.leaf.read_encoded, span.leaf_offset, piece))
+            continue
         data = span.leaf.try_read(span.leaf_offset, span.length) if span.length <= BUFFER_MAX // 8 else None
         if data is None:
-            waiting.append((span.leaf, span.leaf_offset, piece))
+            waiting.append((span.leaf.read_into, span.leaf_offset, piece))
         else:
             piece[:] = data
     if len(waiting) == 1:
-        leaf, offset, piece = waiting[0]
-        await leaf.read_into(offset, piece)
+        read, offset, piece = waiting[0]
+        await read(offset, piece)
     elif waiting:
-        await fan_out((leaf.read_into(offset, piece) for leaf, offset, piece in waiting), READS_AT_ONCE)
+        await fan_out((read(offset, piece) for read, offset, piece in waiting), READS_AT_ONCE)
 
 
 @dataclass(slots=True)

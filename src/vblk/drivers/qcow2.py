@@ -1,0 +1,320 @@
+"""qcow2 as a node: the shell around the pure map.
+
+Owns: loading the pages of tables that a lookup asks for, unpacking compressed
+clusters, the options of a qcow2 node, and the change between reading and
+writing. What the bytes mean is `vblk.formats.qcow2`; where the backing file is,
+`vblk.drivers.qcow2_backing`; how the image is written, `vblk.drivers.qcow2_writer`,
+which is loaded when it is first needed.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vblk.errors import BlockError, CorruptImage, OutOfRange, Reason, Unsupported
+from vblk.extent import Extent, Kind, Missing
+from vblk.formats.qcow2 import Qcow2Image, Snapshot, load_image, read_snapshots, unpack
+from vblk.graph.edge import Role
+from vblk.graph.mapper import Mapper
+from vblk.graph.node import Buffer, Node, Preallocation, Span
+from vblk.graph.site import Site
+from vblk.options import bind, check_children
+from vblk.runtime.page_cache import PageCache
+from vblk.units import MIB
+
+if TYPE_CHECKING:
+    from vblk.drivers.qcow2_writer import Qcow2Writer
+    from vblk.formats.qcow2.check import CheckReport
+
+CACHE_BYTES = 16 * MIB
+"""How much of the tables is kept in memory."""
+
+
+@dataclass(slots=True)
+class Options:
+    """There are none of this driver's own in this version."""
+
+
+class Qcow2Node(Mapper):
+    """A qcow2 image."""
+
+    driver = "qcow2"
+
+    def __init__(self, name: str, filename: str, *, file: Node, image: Qcow2Image) -> None:
+        """Show `image`, as it was loaded from `file`, for reading; `start_writing` does what it says."""
+        super().__init__(name, filename, read_only=True, file=file)
+        page_size = image.geometry.page_size
+        self.pages: PageCache[bytes] = PageCache(page_size=page_size, limit_pages=CACHE_BYTES // page_size)
+        self._writer: Qcow2Writer | None = None
+        self.adopt(image)
+
+    def adopt(self, image: Qcow2Image) -> None:
+        """Show the image as it is now."""
+        self.image = image
+        self.lookup_step = image.map.lookup_step
+        self.allocation_unit = image.geometry.cluster_size
+
+    @property
+    def size(self) -> int:
+        """The virtual size in bytes."""
+        return self.image.header.size
+
+    @property
+    def writer(self) -> "Qcow2Writer":
+        """The writing side.
+
+        Raises:
+            ReadOnly: The image is open for reading only.
+        """
+        if self._writer is None:
+            self.require_writable()
+        assert self._writer is not None
+        return self._writer
+
+    def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
+        """Translate through L1 and L2 tables."""
+        return self.image.map.lookup(offset, length, self.pages, self._file.size)
+
+    def locate(self, offset: int, length: int) -> int | None:
+        """Find a range inside one plain cluster whose tables are in memory."""
+        return self.image.map.locate(offset, length, self.pages, self._file.size)
+
+    async def load(self, missing: Missing, pins: ExitStack) -> None:
+        """Read pages of tables."""
+        size = self.pages.page_size
+        for start, length in missing.ranges:
+            pins.enter_context(self.pages.pinned(range(start, start + length, size)))
+            data = (await self.read_tables(start, length)).ljust(length, b"\0")
+            for at in range(0, length, size):
+                if start + at not in self.pages:  # edited meanwhile: what is in memory is newer
+                    self.pages.put(start + at, data[at : at + size])
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Read through the whole chain; what is being read is not used anew meanwhile."""
+        if self._writer is None:
+            await super().read_into(offset, buffer)
+            return
+        with self._writer.reading():
+            await super().read_into(offset, buffer)
+
+    async def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        """Unpack the clusters of a range; those that were written meanwhile are read."""
+        geometry = self.image.geometry
+        size = geometry.cluster_size
+        end = offset + len(buffer)
+        at = offset
+        while at < end:
+            stop = min(end, (at // size + 1) * size)
+            piece = buffer[at - offset : stop - offset]
+            extents = await self.extents(at, 1)
+            if extents[0].kind is Kind.ENCODED:
+                piece[:] = (await self._unpacked(at))[at % size : at % size + len(piece)]
+            else:
+                await super().read_into(at, piece)
+            at = stop
+
+    async def _unpacked(self, offset: int) -> bytes:
+        """Return the compressed cluster at a guest offset."""
+        geometry = self.image.geometry
+        entry = self.image.map.l2_entry(offset, self.pages)
+        assert entry is not None, "what was looked up just now is in memory"
+        start, length = geometry.compressed(entry)
+        data = await self.read_tables(start, length)
+        try:
+            return unpack(data, self.image.compression, geometry.cluster_size)
+        except BlockError as error:
+            error.filename, error.offset = self.filename, start
+            raise
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write payload, taking space for it where it has none."""
+        await self.writer.write(offset, data)
+        if fua:
+            await self.flush()
+
+    def place(self, offset: int, length: int) -> AbstractAsyncContextManager[list[Span]]:
+        """Make room for a range; see `Node.place`."""
+        return self.writer.place(offset, length)
+
+    async def write_zeroes(
+        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
+    ) -> None:
+        """Make a range read as zeros; see `Node.write_zeroes`."""
+        await self.writer.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback)
+        if fua:
+            await self.flush()
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Forget a range: whole clusters read as zeros then; see `Node.discard`."""
+        await self.writer.discard(offset, length)
+
+    async def flush(self) -> None:
+        """Bring payload and tables to stable storage."""
+        if self._writer is None:
+            await self._file.flush()
+        else:
+            await self._writer.flush()
+
+    async def resize(
+        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
+    ) -> None:
+        """Change the virtual size; see `Node.resize`."""
+        writer = self.writer
+        if size % 512:
+            raise OutOfRange("The new size must be a multiple of 512", filename=self.filename)
+        if preallocation is not Preallocation.OFF:
+            raise Unsupported(
+                f"preallocation={preallocation.value} of qcow2 images is not in this version of vblk",
+                filename=self.filename,
+            )
+        if size < self.size and self.image.header.snapshots:
+            raise Unsupported("Can't make an image smaller that has snapshots", filename=self.filename)
+        await writer.resize(size)
+
+    async def change_backing(self, name: str | None, form: str | None) -> None:
+        """Let the image name another backing file, or none, and nothing else; see `qemu-img rebase -u`."""
+        await self.writer.change_backing(name, form)
+
+    async def start_writing(self) -> None:
+        """Let the image be changed from now on; the file is open for writing.
+
+        Raises:
+            CorruptImage: The image must not be written as it is.
+        """
+        from vblk.drivers.qcow2_writer import Qcow2Writer
+
+        require_writable_image(self.image)
+        self._writer = Qcow2Writer(self)
+        self.read_only = False
+
+    async def reopen(self, *, read_only: bool) -> None:
+        """Change between reading only and writing."""
+        if read_only == self.read_only:
+            return
+        if read_only:
+            await self.writer.close()
+            self._writer = None
+            self.read_only = True
+        else:
+            image = await load_image(self.read_tables, self._file.size, filename=self.filename)
+            self.pages.clear()
+            self.adopt(image)
+            await self.start_writing()
+
+    async def check(self) -> "CheckReport":
+        """Count all references of the whole image and compare."""
+        from vblk.formats.qcow2.check import check_image
+
+        if self._writer is not None:
+            await self._writer.settle()
+        return await check_image(self.image, self.read_tables, self._file.size)
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Return the internal snapshots, which this version keeps and does not use."""
+        found, _ = await read_snapshots(self.read_tables, self.image.header)
+        return found
+
+    def info(self) -> Mapping[str, Any]:
+        """Return what `vblk info` shows under "Format specific information"."""
+        return self.image.describe()
+
+    async def close(self) -> None:
+        """End writing, and forget the pages.
+
+        Raises:
+            NodeFailed: Writing had failed.
+        """
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                await writer.close()
+        finally:
+            self.pages.clear()
+
+    async def read_tables(self, offset: int, length: int) -> bytes:
+        """Read from the file, as it stands there; short at its end."""
+        return await self._file.read(offset, max(0, min(length, self._file.size - offset)))
+
+    @property
+    def backing_path(self) -> str | None:
+        """Where the backing file is from here, as its name says; None without one."""
+        name = self.image.header.backing_file
+        if name is None or os.path.isabs(name) or has_protocol(name):
+            return name
+        return os.path.join(os.path.dirname(self.filename), name)
+
+    @property
+    def backed_end(self) -> int:
+        """The end of what a backing file may have to say of this disk, in guest bytes."""
+        if self.backing_left_closed:
+            return self.size
+        return 0 if self.backing is None else min(self.backing.size, self.size)
+
+
+def has_protocol(name: str) -> bool:
+    """Tell whether a name begins with a protocol, as `json:` or `nbd:`."""
+    head, colon, _ = name.partition(":")
+    return bool(colon) and "/" not in head
+
+
+def require_writable_image(image: Qcow2Image) -> None:
+    """Refuse an image that nobody may write to as it is.
+
+    Raises:
+        CorruptImage: With the reason.
+    """
+    if image.is_corrupt:
+        raise CorruptImage(
+            Reason.BAD_VALUE,
+            "qcow2: Image is corrupt; cannot be opened read/write",
+            filename=image.filename,
+        )
+    if image.is_dirty:
+        raise CorruptImage(
+            Reason.DIRTY_LOG,
+            "the image was not closed properly, and its reference counts may be behind: repair them first",
+            filename=image.filename,
+        )
+
+
+async def open_node(site: Site) -> Qcow2Node:
+    """Open a qcow2 image as the site's options say, with its backing files when asked.
+
+    Raises:
+        ImageError: The image or one of its chain is damaged, refused, or not to be found.
+    """
+    check_children(site.options, "qcow2", "file", "backing")
+    bind(site.options.own, Options, "qcow2")
+    file = await site.child()
+
+    async def read(offset: int, length: int) -> bytes:
+        return await file.read(offset, max(0, min(length, file.size - offset)))
+
+    image = await load_image(read, file.size, filename=site.filename)
+    node = Qcow2Node(site.name, site.filename, file=file, image=image)
+    if not site.read_only:
+        await node.start_writing()
+    await site.take(node, file)
+    await _attach_backing(site, node)
+    return node
+
+
+async def _attach_backing(site: Site, node: Qcow2Node) -> None:
+    if "backing" in site.options.children:
+        if site.options.children["backing"] is None:
+            return
+        # What the user said about the parent was about this image's, which the options name.
+        site.request = site.request._replace(read_only=True, rules=site.request.rules._replace(parent=None))
+        backing = await site.child("backing")
+        site.graph.attach(node, Role.BACKING, backing)
+        node.attach_backing(backing)
+    elif node.image.header.backing_file is None:
+        return
+    elif site.request.backing:
+        from vblk.drivers.qcow2_backing import attach_backings
+
+        await attach_backings(site, node)
+    else:
+        node.backing_left_closed = True

@@ -1,0 +1,102 @@
+"""The chain behind a qcow2 image: from the names that images give to open nodes.
+
+Owns: what a backing file's name means, and the walk down the chain. What a name
+may lead to is the open gate's to say; how the end of a chain in another format
+finds its own parents, that driver's.
+
+Ordering rule: a chain is opened from the top down, one image at a time, so that
+it may be long; a file that is its own ancestor is found before it is used.
+"""
+
+import os
+
+from vblk.drivers.qcow2 import Qcow2Node, has_protocol
+from vblk.drivers.vhdx_parent import identity, local_path
+from vblk.errors import BlockError, CorruptImage, Cycle, OpenDenied, Reason
+from vblk.graph.edge import Role
+from vblk.graph.mapper import Mapper
+from vblk.graph.node import Node
+from vblk.graph.registry import DEPTH_MAX
+from vblk.graph.site import ChainRules, Site
+from vblk.options import NodeOptions
+
+
+async def attach_backings(site: Site, top: Qcow2Node) -> None:
+    """Open the whole chain behind `top` and attach each image to the one that names it.
+
+    Raises:
+        CorruptImage: A backing file is missing or does not open.
+        OpenDenied: The gate forbids a file.
+        Cycle: An image is its own ancestor, or the chain is deeper than DEPTH_MAX.
+    """
+    rules = site.request.rules
+    seen = {identity(top)}
+    child: Node = top
+    for _ in range(DEPTH_MAX):
+        if not isinstance(child, Qcow2Node) or child.image.header.backing_file is None:
+            await _attach_others(site, child, rules)
+            return
+        backing = await _open_backing(site, child, rules)
+        try:
+            known = identity(backing)
+            if known is not None and known in seen:
+                raise Cycle(f"'{backing.filename}' is its own ancestor", filename=child.filename)
+            site.graph.attach(child, Role.BACKING, backing)
+        except BaseException:
+            await site.graph.discard_unused(backing)
+            raise
+        seen.add(known)
+        child.attach_backing(backing)
+        child = backing
+        rules = rules._replace(parent=None)
+    raise Cycle(f"the chain has more than {DEPTH_MAX} images", filename=top.filename)
+
+
+async def _attach_others(site: Site, node: Node, rules: ChainRules) -> None:
+    """Let an image of another format find what is behind it."""
+    if not isinstance(node, Mapper) or not node.backing_left_closed:
+        return
+    from vblk.drivers.vhdx import VhdxNode
+    from vblk.drivers.vhdx_parent import attach_parents
+
+    assert isinstance(node, VhdxNode), "no other format leaves a parent closed"
+    await attach_parents(site, node, rules)
+
+
+async def _open_backing(site: Site, child: Qcow2Node, rules: ChainRules) -> Node:
+    name = child.image.header.backing_file
+    assert name is not None
+    path = rules.parent if rules.parent is not None else _admitted(site, child, name, rules)
+    options = NodeOptions(
+        driver=child.image.header.backing_format or None,
+        children={"file": NodeOptions(own={"filename": path})},
+    )
+    request = site.request._replace(read_only=True, backing=False, rules=rules._replace(parent=None))
+    try:
+        return await site.open(options, request)
+    except BlockError as error:
+        error.message = f"Could not open backing file: {error.message}"
+        error.args = (error.message,)
+        error.filename = error.filename or path
+        raise
+
+
+def _admitted(site: Site, child: Qcow2Node, name: str, rules: ChainRules) -> str:
+    """Return the local path that a name means, when the gate admits it."""
+    image = local_path(child)
+    if has_protocol(name):
+        raise OpenDenied(
+            Reason.POLICY,
+            f"the image names '{name}', and images may only name files: open it with the backing file "
+            "named by options",
+            filename=child.filename,
+        )
+    path = os.path.join(os.path.dirname(image), name)
+    try:
+        return site.graph.gate.admit(path, named_by=image, roots=rules.parent_dirs)
+    except FileNotFoundError as error:
+        raise CorruptImage(
+            Reason.PARENT_MISSING,
+            f"Could not open backing file: Could not open '{path}': No such file or directory",
+            filename=child.filename,
+        ) from error
