@@ -20,7 +20,9 @@ from tests.support.nbd import Server, nbdkit, qemu_nbd
 from tests.support.vhdx.chain import Chain
 from tests.support.vhdx.image import Block, State, Vhdx
 from tests.support.vhdx.model import pattern
+from vblk.drivers.qcow2_create import create_image
 from vblk.filters import copy_on_read, snapshot
+from vblk.formats.qcow2.create import NewQcow2, plan_creation
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
@@ -270,6 +272,41 @@ def _nbd_blocks(folder: Path, image: Path) -> Server:
     return nbdkit(folder, "file", str(image), *block_sizes, filters=("blocksize-policy",))
 
 
+def _qcow2(**new: Any) -> Builder:
+    async def build(bench: Bench) -> Made:
+        content = content_of(_SIZE)
+        return Made(await _new_qcow2(bench, content, **new), content)
+
+    return build
+
+
+async def _new_qcow2(bench: Bench, content: bytes, *, base: str | None = None, **new: Any) -> Node:
+    path = bench.folder / "disk.qcow2"
+    path.touch()
+    file = await bench.open({"driver": "file", "filename": str(path)})
+    await create_image(file, plan_creation(NewQcow2(len(content), **new)))
+    node = await bench.open({"driver": "qcow2", "file": bench.between(file), "backing": base})
+    for offset in range(0, len(content), 20000):
+        piece = content[offset : offset + 20000]
+        if base is None and any(piece):
+            await node.write(offset, piece)
+    return node
+
+
+async def _qcow2_overlay(bench: Bench) -> Made:
+    """Build an image that holds every third piece of what its backing file does not."""
+    content = content_of(_SIZE)
+    below = bytearray(content[: 200 * KIB])
+    below[50_000:90_000] = b"!" * 40_000
+    base = await bench.open(
+        {"driver": "raw", "file": {"driver": "file", "filename": bench.file(bytes(below))}}
+    )
+    node = await _new_qcow2(bench, content, base=base.name, cluster_size=4 * KIB)
+    await node.write(50_000, content[50_000:90_000])
+    await node.write(200 * KIB, content[200 * KIB :])
+    return Made(node, content)
+
+
 def _blkdebug(**options: Any) -> Builder:
     async def build(bench: Bench) -> Made:
         unit = options.get("align", 512)
@@ -340,6 +377,10 @@ BUILDERS: dict[str, Builder] = {
     "nbd-of-qemu": _nbd(qemu_nbd),
     "nbd-of-nbdkit": _nbd(lambda folder, image: nbdkit(folder, "file", str(image))),
     "nbd-in-blocks": _nbd(_nbd_blocks, 4096),
+    "qcow2": _qcow2(),
+    "qcow2-small-clusters": _qcow2(cluster_size=512, refcount_bits=1),
+    "qcow2-version-2": _qcow2(cluster_size=4096, version=2),
+    "qcow2-overlay": _qcow2_overlay,
     "blkdebug": _blkdebug(),
     "blkdebug-aligned": _blkdebug(align=4096),
     "copy-on-read": _copy_on_read,

@@ -104,11 +104,11 @@ def test_a_driver_of_others_is_refused_in_a_sentence(driver: str, raw: Path) -> 
 
 
 def test_a_format_of_others_that_was_probed_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "disk.qcow2"
-    path.write_bytes(b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(2000))
+    path = tmp_path / "disk.qed"
+    path.write_bytes(b"QED\0" + bytes(2000))
 
     async def scenario(graph: Graph) -> None:
-        with pytest.raises(Unsupported, match="'qcow2' is not supported") as caught:
+        with pytest.raises(Unsupported, match="'qed' is not supported") as caught:
             await open_image(graph, str(path))
         assert caught.value.filename == str(path)
 

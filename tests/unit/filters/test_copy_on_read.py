@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vblk.errors import GraphError
+from vblk.errors import GraphError, ReadOnly
 from vblk.extent import Kind
 from vblk.filters import copy_on_read, snapshot
 from vblk.filters.copy_on_read import COPY_MAX, CopyOnReadNode
@@ -101,7 +101,7 @@ def test_a_node_that_cannot_be_written_is_refused() -> None:
             with pytest.raises(GraphError, match="Can't use copy-on-read on read-only device"):
                 await copy_on_read.put_over(graph, base)
             mapping: dict[str, Any] = {"driver": "copy-on-read", "file": {"driver": "memory", "size": 512}}
-            with pytest.raises(GraphError):
+            with pytest.raises(ReadOnly, match="Block node is read-only"):
                 await open_node(graph, from_mapping(mapping), Request(True))
         async with opened() as (node, _):
             with pytest.raises(GraphError):
