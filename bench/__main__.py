@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import convert, looking, making, random_reads, random_writes
+from bench import convert, looking, making, merging, random_reads, random_writes
 from bench.images import file_system_of
 from bench.measure import NotMeasured, Result, WrongResult
 from bench.settings import Settings
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": looking.memory,
     "start": looking.starting,
     "reads": random_reads.reading,
+    "merge": merging.merging,
     "allocations": random_writes.allocating,
     "overwrites": random_writes.overwriting,
 }

@@ -41,6 +41,8 @@ async def run(arguments: Arguments, console: Console) -> int:
     name = arguments.one_operand()
     if arguments.force_share:
         raise Failure("-U does not go with merging: nobody else may use the images meanwhile")
+    if arguments.target_cache == "unsafe" and not arguments.keep:
+        raise Failure("-t unsafe waits for nothing: what is merged so is not deleted, which wants --keep")
     options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
     async with image_graph(arguments) as graph:
         images = LocalImages(graph, name, options, arguments.rules(), cache=arguments.target_cache)

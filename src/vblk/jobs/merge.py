@@ -195,6 +195,7 @@ class Merge:
             await set_locator(node, reparented(plan.top.identity, path))
 
     async def _delete(self, plan: MergePlan) -> None:
+        alive = [member.name for member in await members_of(self._images, plan.target.name)]
         found = [member.name for member in plan.between]
         for path, identity in _absorbed_by(plan.top):
             try:
@@ -202,7 +203,8 @@ class Merge:
                 if name is None or name in found:
                     continue
                 async with self._images.opened(name) as handle:
-                    if vhdx_of(handle).image.data_write_guid == identity:
+                    same = vhdx_of(handle).image.data_write_guid == identity
+                    if same and not any(self._images.is_same(name, each) for each in alive):
                         found.append(name)
                     else:
                         self.left.append(name)
