@@ -34,6 +34,7 @@ from vblk.formats.vhdx.layout import BAT_ENTRY_SIZE, BAT_OFFSET_MASK, PAGE_SIZE,
 from vblk.formats.vhdx.repair import (
     HARMLESS_BESIDE_A_LOST_LOG,
     HEADER_CODES,
+    LEAKS_LAST,
     LOG_PLACE_CODES,
     METADATA_CODES,
     REGION_CODES,
@@ -189,8 +190,11 @@ class _Repairer:
 
     def _left(self) -> list[Act]:
         """Say why what is still there was not repaired."""
+        report = self.survey.report
+        if self._leaks_only:
+            return [Act("B20", LEAKS_LAST)] if report.leaks else []
         flaws = {flaw.code: flaw for flaw in reversed(self.survey.flaws)}
-        return [Act(code, why_left(self.image, code, flaws.get(code))) for code in self.survey.report.counts]
+        return [Act(code, why_left(self.image, code, flaws.get(code))) for code in report.counts]
 
     # Log and headers
 

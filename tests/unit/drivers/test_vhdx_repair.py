@@ -1,15 +1,17 @@
 """Repairs of VHDX files, finding by finding: what is mended, what is lost, what is left, and why."""
 
 import asyncio
+import errno
 import itertools
 from collections.abc import Callable
 
 import pytest
 
+from tests.support.cancellation import sweep
 from tests.support.damaged import DAMAGES, PIECE, Damage, at, content_of, damage, look, repair
 from tests.support.small_vhdx import FULLY, MIB, PAYLOAD_AT, MemoryFile, Small, load
 from vblk.drivers.vhdx_repair import Repair, repair_image
-from vblk.errors import BlockError, CorruptImage, NoSpace
+from vblk.errors import BlockError, CorruptImage, NoSpace, StorageError
 from vblk.testing import Action, Content, Fault, Operation, Recorder
 
 ZEROS = bytes(PIECE)
@@ -94,6 +96,7 @@ def test_leaks_of_a_damaged_image_wait_for_its_repair() -> None:
     content = content_of(damage(entries={0: at(0), 1: at(0), 4: at(3)}).small)
     repaired, after = asyncio.run(repair(content, leaks_only=True))
     assert codes(repaired) == {"B9", "B20"}
+    assert [act.code for act in repaired.left] == ["B20"]
     assert after.pages == content.pages
 
 
@@ -119,22 +122,28 @@ def test_a_file_that_cannot_be_read_is_refused_and_left_alone() -> None:
     assert leaf.content.pages == before.pages
 
 
+async def assert_mended_later(case: Damage, before: dict[int, bytes | str], content: Content) -> None:
+    """Assert that nothing that read well is lost, and that another repair comes to the right end."""
+    repaired, after = await repair(content)
+    assert codes(repaired) == set(case.left)
+    read = await look(after)
+    assert all(isinstance(old, str) or read[offset] == old for offset, old in before.items())
+
+
 @pytest.mark.parametrize("name", ["H12", "B9", "B17", "many"])
-def test_a_full_disk_ends_a_repair_that_can_be_made_later(name: str) -> None:
+@pytest.mark.parametrize("flushes", [False, True], ids=["full-disk", "failed-flush"])
+def test_what_fails_ends_a_repair_that_can_be_made_later(name: str, flushes: bool) -> None:
     case = DAMAGES[name]
 
     async def main() -> None:
         content = content_of(case.small)
         before = await look(content)
         for number in range(200):
-            leaf = Recorder(fault=full_from(number)).leaf("image", content)
+            leaf = Recorder(fault=failing_from(number, flushes=flushes)).leaf("image", content)
             try:
                 await repair_image(leaf, "damaged.vhdx")
             except BlockError:
-                repaired, after = await repair(leaf.content)
-                assert codes(repaired) == set(case.left)
-                read = await look(after)
-                assert all(isinstance(old, str) or read[offset] == old for offset, old in before.items())
+                await assert_mended_later(case, before, leaf.content)
                 continue
             assert number > 2
             return
@@ -143,13 +152,36 @@ def test_a_full_disk_ends_a_repair_that_can_be_made_later(name: str) -> None:
     asyncio.run(main())
 
 
-def full_from(number: int) -> Callable[[Operation], Fault | None]:
-    """Let the disk be full from so many writes on."""
+def failing_from(number: int, *, flushes: bool) -> Callable[[Operation], Fault | None]:
+    """Let the disk be full from so many writes on, or fail from so many flushes on."""
     count = itertools.count()
 
     def fault(operation: Operation) -> Fault | None:
-        if operation.action is Action.FLUSH or next(count) < number:
+        if (operation.action is Action.FLUSH) is not flushes or next(count) < number:
             return None
-        return Fault(NoSpace("no space", filename="image"))
+        failure = StorageError(errno.EIO, "lost", filename="image") if flushes else NoSpace("no space")
+        return Fault(failure)
 
     return fault
+
+
+@pytest.mark.parametrize("name", ["H12", "L29", "B9", "B17-and-B5"])
+def test_a_repair_that_is_cancelled_can_be_made_later(name: str) -> None:
+    case = DAMAGES[name]
+
+    async def main() -> None:
+        content = content_of(case.small)
+        before = await look(content)
+        leaf = Recorder().leaf("image", content)
+
+        async def start() -> None:
+            nonlocal leaf
+            leaf = Recorder().leaf("image", content)
+            await repair_image(leaf, "damaged.vhdx")
+
+        async def check() -> None:
+            await assert_mended_later(case, before, leaf.content)
+
+        assert await sweep(start, check) > 10
+
+    asyncio.run(main())

@@ -81,6 +81,7 @@ _LEFT = {
     "B17": _NO_COPY_ROOM,
     "B22": "overlaps are not looked for there",
 }
+LEAKS_LAST = "leaks are given back when nothing else is wrong: '-r all' first"
 _OTHERS_FIRST = "what stands before it has to be repaired first"
 
 
