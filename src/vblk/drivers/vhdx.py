@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vblk.errors import CorruptImage, OptionError, Reason
+from vblk.errors import OptionError
 from vblk.extent import Extent, Missing
 from vblk.formats.vhdx import Candidate, VhdxImage, load_image
 from vblk.graph.edge import Role
@@ -293,16 +293,12 @@ async def load_sound(
     async def read(offset: int, length: int) -> bytes:
         return await read_up_to(file, offset, length)
 
-    from vblk.formats.vhdx import scan_image
+    from vblk.formats.vhdx.check import scan_image, writing_refused
 
     image = await load_image(read, file.size, filename=filename, strict=strict, unfinished=unfinished)
     await scan_image(image, read)
     if image.read_only_reasons:
-        raise CorruptImage(
-            Reason.BAD_VALUE,
-            f"the image must not be written: {image.read_only_reasons[0]}",
-            filename=filename,
-        )
+        raise writing_refused(image.read_only_reasons[0], filename)
     return image
 
 

@@ -130,18 +130,26 @@ class _Repairer:
         self._lost = 0
 
     async def run(self) -> Repair:
-        """Take the steps, each until it finds nothing to do."""
+        """Take the steps, each until it finds nothing to do; what one uncovers may be an earlier one's."""
         await self._look()
         before = self.survey.report
         await self._file.flush()
-        for step in self._steps():
-            while self._can_change() and await step():
-                await self._look()
+        while await self._take_steps():
+            pass
         after = self.survey.report
         for code in before.counts:
             if code not in after.counts and code not in self._counts:
                 self._did(code, "mended together with something else")
         return Repair(before, after, self.image, tuple(self._done), tuple(self._left()), self._lost)
+
+    async def _take_steps(self) -> bool:
+        """Take each step once, or as often as it changes something; tell whether any did."""
+        changed = False
+        for step in self._steps():
+            while self._can_change() and await step():
+                changed = True
+                await self._look()
+        return changed
 
     def _steps(self) -> Sequence[Callable[[], Awaitable[bool]]]:
         if self._leaks_only:

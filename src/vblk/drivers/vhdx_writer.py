@@ -24,9 +24,9 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from vblk.codec.guid import Guid
 from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_session import Level, Session
-from vblk.errors import BlockError, CorruptImage, OutOfRange, Reason
+from vblk.errors import BlockError, OutOfRange
 from vblk.extent import Missing
-from vblk.formats.vhdx.check import survey_image
+from vblk.formats.vhdx.check import survey_image, writing_refused
 from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.header import Header
 from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Plan
@@ -377,11 +377,7 @@ class VhdxWriter:
         node = self.node
         survey = await survey_image(node.image, node.read_metadata)
         if survey.report.read_only_reasons:
-            raise CorruptImage(
-                Reason.BAD_VALUE,
-                f"the image must not be written: {survey.report.read_only_reasons[0]}",
-                filename=node.filename,
-            )
+            raise writing_refused(survey.report.read_only_reasons[0], node.filename)
         length = align_up(max(node.file.size, survey.report.image_end_offset), MIB)
         if length > node.file.size:
             await self._session.begin(Level.DATA)

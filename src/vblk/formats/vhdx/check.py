@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vblk.errors import CorruptImage, Reason
 from vblk.formats.vhdx.bat import (
     BITMAP_PRESENT,
     Fault,
@@ -50,6 +51,15 @@ FORBIDS_WRITING = frozenset(
     ("B1", "B2", "B3", "B4", "B5", "B6", "B8", "B9", "B10", "B11", "B15", "B16", "B17")
 )
 """Codes of findings with which an image must not be written."""
+
+
+def writing_refused(reason: str, filename: str) -> CorruptImage:
+    """Return the error that says why an image is not opened for writing, and what can be done about it."""
+    return CorruptImage(
+        Reason.BAD_VALUE,
+        f"the image must not be written: {reason} ('vblk check -r all' repairs what is safe to repair)",
+        filename=filename,
+    )
 
 
 def _new_states() -> Counter[str]:

@@ -205,7 +205,7 @@ def _may_have_data(image: VhdxImage, index: int, entry: int) -> bool:
 
 def why_left(image: VhdxImage, code: str, flaw: Flaw | None) -> str:
     """Return the reason why a finding is still there after the repair."""
-    if flaw is not None and code in ("B4", "B5", "B6", "B8") and is_bitmap_index(image, flaw.entry):
+    if flaw is not None and code in ("B3", "B4", "B5", "B6", "B8") and is_bitmap_index(image, flaw.entry):
         return _BITMAP
     return _LEFT.get(code, _OTHERS_FIRST)
 
