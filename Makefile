@@ -49,7 +49,7 @@ test: bytecode ## Install what the tests need, then run them (PYTEST_ARGS="-k na
 crash: bytecode ## Explore more than 100,000 crash states, and print how many (SEED=0)
 	@scripts/require $(TEST_TOOLS)
 	@VBLK_CRASH=nightly VBLK_CRASH_SEED=$(SEED) PATH="$$PATH:/usr/sbin:/sbin" \
-		$(BIN)/python -m pytest -o timeout=7200 tests/crash tests/faults $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -n $(JOBS) -o timeout=7200 tests/crash tests/faults $(PYTEST_ARGS)
 
 bench: bytecode ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
 	@scripts/require $(BENCH_TOOLS)

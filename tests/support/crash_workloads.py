@@ -69,7 +69,8 @@ async def wide(folder: Path) -> Image:
 async def child(folder: Path, *, sector_size: int = 512) -> Image:
     """Return a child that holds parts of some blocks of its parent, and garbage in their other sectors."""
     chain = Chain(folder)
-    chain.base([(0, 2 * MIB + 64 * KIB), (5 * MIB, 64 * KIB)], size=8 * MIB, sector_size=sector_size)
+    around = [(number * MIB - 64 * KIB, 128 * KIB) for number in (1, 2)]  # the borders of blocks
+    chain.base([(0, 128 * KIB), *around, (5 * MIB, 64 * KIB)], size=8 * MIB, sector_size=sector_size)
     chain.child([(64 * KIB, 8 * KIB), (3 * MIB, 12 * KIB)], states={6: 2, 7: 3})
     top = chain.top.vhdx
     for number in (4, 5):  # bits may say anything while the block is the parent's

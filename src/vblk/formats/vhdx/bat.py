@@ -228,6 +228,10 @@ def bitmap_fault(placement: Placement, chunk: int, entry: int) -> Fault | None:
     return placement.fault(what, entry & BAT_OFFSET_MASK, SECTOR_BITMAP_SIZE, SECTOR_BITMAP_SIZE)
 
 
+ENTRIES_SINGLY = 16
+"""A run of more entries that are not all alike is divided: parts of it mostly are."""
+
+
 def is_progression(raw: bytes, step: int) -> bool:
     """Tell whether entries, side by side in `raw`, rise by `step` bytes each.
 

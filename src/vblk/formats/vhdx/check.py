@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vblk.errors import CorruptImage, Reason
 from vblk.formats.vhdx.bat import (
     BITMAP_PRESENT,
+    ENTRIES_SINGLY,
     Fault,
     State,
     bitmap_fault,
@@ -297,6 +298,12 @@ class _Scan:
             self.report.states[State(first).name] += count
             return
         if count > 1 and self._contiguous(raw, first, count):
+            return
+        if count > ENTRIES_SINGLY:
+            half = count // 2
+            self._segment(block, index, raw[: half * BAT_ENTRY_SIZE], half)
+            if not self.exhausted:
+                self._segment(block + half, index + half, raw[half * BAT_ENTRY_SIZE :], count - half)
             return
         if not self._spend(count):
             return

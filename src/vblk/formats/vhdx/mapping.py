@@ -16,6 +16,7 @@ from vblk.codec.ranges import RangeSet
 from vblk.errors import CorruptImage
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.vhdx.bat import (
+    ENTRIES_SINGLY,
     Fault,
     Geometry,
     Placement,
@@ -265,6 +266,11 @@ class _Walk:
                     self._emit(block, count, _KIND_OF_STATE[state], None)
                     return
             elif self._contiguous(block, raw, count):
+                return
+            if count > ENTRIES_SINGLY:
+                half = count // 2
+                self._segment(block, raw[: half * BAT_ENTRY_SIZE], half)
+                self._segment(block + half, raw[half * BAT_ENTRY_SIZE :], count - half)
                 return
         block_map = self._map
         entry: int
