@@ -23,7 +23,10 @@ So the space of an entry is reused only when its pages are durable in place and
 a durable head no longer names it. No entry and no live sequence ever wraps
 around the log's end: that is allowed, and not every implementation replays it.
 A sequence number is left out between the parked entry and its neighbours, so
-that the two never form one sequence.
+that the two never form one sequence. Entries of a former pass stay where they are
+not overwritten. They are no part of the sequence by their numbers; but QEMU 7.2
+looks at these only from a sequence's third entry on, so the first entry of a pass
+never ends where an older one begins: it would be replayed behind it.
 
 Source: [MS-VHDX] "Log", "Log Entry", "Log Sequence".
 """
@@ -92,7 +95,9 @@ class Journal:
         """The most pages that one entry can have."""
         self._head = 0
         self._sequence = 0
-        self._pending: tuple[int, int] | None = None
+        self._pending: tuple[int, int, int] | None = None
+        self._starts: set[int] = set()
+        """Where entries of this session begin that were not overwritten, the parked one aside."""
 
     @property
     def pass_is_empty(self) -> bool:
@@ -115,7 +120,12 @@ class Journal:
         sequence = self._sequence + (2 if self.pass_is_empty else 1)
         data = encode_entry(pages, self.guid, sequence, tail=0, lengths=lengths)
         position = self._head
-        self._pending = (position + len(data), sequence)
+        longer = 0
+        while pages and self.pass_is_empty and len(data) in self._starts:
+            longer += 1
+            data = encode_entry(pages, self.guid, sequence, tail=0, lengths=lengths, longer=longer)
+        assert len(data) <= self._parking, "an older entry begins behind the pass"
+        self._pending = (position, position + len(data), sequence)
         return LogWrite(self._offset + position, data)
 
     def park(self, lengths: Lengths) -> LogWrite:
@@ -123,14 +133,19 @@ class Journal:
         assert self._head or not self._sequence, "the parked entry is the only head there is"
         sequence = self._sequence + 2
         data = encode_entry({}, self.guid, sequence, tail=self._parking, lengths=lengths)
-        self._pending = (0, sequence)
+        self._pending = (self._parking, self._parking + len(data), sequence)
         return LogWrite(self._offset + self._parking, data)
 
     def settle(self) -> None:
         """Take note that the last write is durable."""
         assert self._pending is not None, "nothing was composed"
-        self._head, self._sequence = self._pending
+        start, end, self._sequence = self._pending
         self._pending = None
+        if start == self._parking:
+            self._head = 0
+            return
+        self._head = end
+        self._starts = {each for each in self._starts if not start <= each < end} | {start}
 
 
 def _length_max(pages: int) -> int:
@@ -146,18 +161,20 @@ def _pages_max(size: int) -> int:
 
 
 def encode_entry(
-    pages: Mapping[int, bytes], guid: Guid, sequence: int, *, tail: int, lengths: Lengths
+    pages: Mapping[int, bytes], guid: Guid, sequence: int, *, tail: int, lengths: Lengths, longer: int = 0
 ) -> bytes:
     """Return a whole log entry, a multiple of 4096 bytes long.
 
-    Pages that are all zeros need no data sector.
+    Pages that are all zeros need no data sector. The last page is there `longer`
+    times more than it has to be, each time with a data sector.
     """
     descriptors: list[bytes] = []
     sectors: list[bytes] = []
     upper, lower = _HALF.pack(sequence >> 32), _HALF.pack(sequence & 0xFFFFFFFF)
-    for file_offset in sorted(pages):
+    order = sorted(pages)
+    for number, file_offset in enumerate(order + order[-1:] * longer):
         page = pages[file_offset]
-        if page == _ZERO_PAGE:
+        if page == _ZERO_PAGE and number < len(order):
             descriptors.append(
                 DESCRIPTOR_RECORD.pack(ZERO_DESCRIPTOR_SIGNATURE, bytes(4), PAGE_SIZE, file_offset, sequence)
             )

@@ -79,6 +79,23 @@ def test_an_entry_without_pages_publishes_lengths() -> None:
     assert (head.head.flushed_file_offset, head.head.last_file_offset) == (2 * MIB, 3 * MIB)
 
 
+@pytest.mark.parametrize("pages", [{4 * MIB: page(9)}, {4 * MIB: bytes(PAGE), 5 * MIB: page(8)}])
+def test_the_first_entry_of_a_pass_never_ends_where_an_older_one_begins(pages: dict[int, bytes]) -> None:
+    """QEMU 7.2 would take the older one for the second of the new sequence."""
+    disk = Disk()
+    disk.do(disk.journal.park(LENGTHS))
+    for tag in (1, 2, 3):
+        disk.do(disk.journal.compose({3 * MIB: page(tag)}, LENGTHS))
+    starts = [at for at in range(MIB, 2 * MIB - PAGE, PAGE) if disk.data[at : at + 4] == b"loge"]
+    disk.do(disk.journal.park(LENGTHS))
+    write = disk.do(disk.journal.compose(pages, LENGTHS))
+    assert write.file_offset + 2 * PAGE in starts
+    assert write.file_offset + len(write.data) not in starts
+    assert disk.replayed() == pages
+    disk.do(disk.journal.compose({3 * MIB: page(7)}, LENGTHS))
+    assert disk.replayed() == {**pages, 3 * MIB: page(7)}
+
+
 @pytest.mark.parametrize("count", [0, 1, 126, 127, 253])
 def test_entries_of_every_size_are_valid(count: int) -> None:
     disk = Disk()
