@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -106,13 +107,13 @@ async def write_a_little(session: Session) -> None:
     await session.disk.flush()
 
 
-def guids(content: Content, at: int) -> tuple[bytes, ...] | None:
+def guids(content: Content, at: int) -> tuple[Any, ...] | None:
     """Return sequence number and identities of a header copy, or None if it is damaged."""
     raw = content.read(at, 4096)
     return struct.unpack_from("<Q16s16s16s", raw, 8) if raw == seal(raw, None) else None
 
 
-def current(content: Content) -> tuple[bytes, ...]:
+def current(content: Content) -> tuple[Any, ...]:
     """Return the identities of the current header."""
     found = [each for at in HEADER_OFFSETS if (each := guids(content, at)) is not None]
     return max(found)[1:]

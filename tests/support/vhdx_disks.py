@@ -12,6 +12,7 @@ from vblk.formats.vhdx import CheckReport, load_image
 from vblk.formats.vhdx.create import NewVhdx
 from vblk.graph.edge import WRITING, Role
 from vblk.graph.handle import Handle
+from vblk.graph.node import Leaf
 from vblk.graph.registry import Graph
 from vblk.protocols.memory import MemoryNode
 
@@ -52,7 +53,8 @@ class Chain:
         if self.files:
             async with Graph() as graph:
                 parent = await self._node(graph, len(self.files) - 1, read_only=True)
-                facts = await parent_facts(parent, "/child.vhdx", "/parent.vhdx")
+                number = len(self.files)
+                facts = await parent_facts(parent, f"/{number}.vhdx", f"/{number - 1}.vhdx")
                 graph.hold(parent, "a test")
                 new = NewVhdx(size=new.size, block_size=new.block_size, log_size=new.log_size, parent=facts)
         leaf = KeptMemory("new", file, read_only=False)
@@ -60,13 +62,14 @@ class Chain:
         await leaf.close()
         self.files.append(file)
 
-    async def open(self, graph: Graph, *, read_only: bool = False) -> Handle:
-        """Open the top and everything below it."""
-        node = await self._node(graph, len(self.files) - 1, read_only=read_only)
+    async def open(self, graph: Graph, *, read_only: bool = False, leaf: Leaf | None = None) -> Handle:
+        """Open the top, whose file may be on a `leaf` of the caller's, and everything below it."""
+        node = await self._node(graph, len(self.files) - 1, read_only=read_only, leaf=leaf)
         return graph.hold(node, "a test") if read_only else graph.hold(node, "a test", WRITING)
 
-    async def _node(self, graph: Graph, index: int, *, read_only: bool) -> VhdxNode:
-        leaf = KeptMemory(f"leaf{index}", self.files[index], read_only=read_only)
+    async def _node(self, graph: Graph, index: int, *, read_only: bool, leaf: Leaf | None = None) -> VhdxNode:
+        if leaf is None:
+            leaf = KeptMemory(f"leaf{index}", self.files[index], read_only=read_only)
         graph.add(leaf)
         name = f"{index}.vhdx"
         if read_only:

@@ -86,7 +86,7 @@ def test_the_first_entry_of_a_pass_never_ends_where_an_older_one_begins(pages: d
     disk.do(disk.journal.park(LENGTHS))
     for tag in (1, 2, 3):
         disk.do(disk.journal.compose({3 * MIB: page(tag)}, LENGTHS))
-    starts = [at for at in range(MIB, 2 * MIB - PAGE, PAGE) if disk.data[at : at + 4] == b"loge"]
+    starts = [at for at in range(MIB, 2 * MIB - PAGE, PAGE) if disk.data.startswith(b"loge", at)]
     disk.do(disk.journal.park(LENGTHS))
     write = disk.do(disk.journal.compose(pages, LENGTHS))
     assert write.file_offset + 2 * PAGE in starts
