@@ -24,6 +24,7 @@ async def grow_disk(writer: Qcow2Writer, clusters: ClusterWriter, size: int) -> 
     node = writer.node
     old_size = clusters.image.header.size
     wanted = clusters.image.header._replace(size=size)
+    mapped = wanted.l1_size * wanted.geometry.table_span  # behind it there is nothing to let go of
     entries = wanted.geometry.l1_needed
     if entries * ENTRY_SIZE > L1_SIZE_MAX:
         raise OutOfRange("Image is too big", filename=node.filename)
@@ -37,7 +38,7 @@ async def grow_disk(writer: Qcow2Writer, clusters: ClusterWriter, size: int) -> 
     writer.adopt(Qcow2Image(wanted, node.filename))
     try:
         await writer.zero_hidden(clusters, old_size, hidden)
-        await writer.forget_hidden(clusters, hidden, size)
+        await writer.forget_hidden(clusters, hidden, min(size, mapped))
         await writer.session.flush()
     except BaseException:
         writer.adopt(Qcow2Image(writer.session.header, node.filename))

@@ -350,6 +350,9 @@ class Qcow2Writer:
     async def _survey(self) -> ClusterWriter:
         node = self.node
         survey = await survey_image(node.image, node.read_tables, node.file.size)
+        if survey.end > align_up(node.file.size, node.image.geometry.cluster_size):
+            await self.session.begin()
+            await node.file.resize(survey.end)
         space = Space(survey.free, survey.end, node.image.geometry.cluster_size)
         self._edits.batch_max = PAGES_MAX + 2 * node.image.geometry.cluster_size // node.pages.page_size
         return ClusterWriter(node.image, self._edits, space, survey.blocks, node.backed_end)
