@@ -10,7 +10,8 @@ READY := $(VENV)/.ready
 
 # command=Debian package, for scripts/require
 TEST_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs=e2fsprogs \
-              mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount 7zz=7zip nbdkit=nbdkit nbdcopy=libnbd-bin
+              mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount 7zz=7zip nbdkit=nbdkit nbdcopy=libnbd-bin \
+              cryptsetup=cryptsetup-bin
 DEMO_TOOLS := mkfs.ext4=e2fsprogs debugfs=e2fsprogs
 BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount
 

@@ -13,6 +13,7 @@ from vblk.opening import FILTERS, FORMATS, KNOWN_ELSEWHERE, PROTOCOLS
 
 CREATORS: Final = {
     "file": "vblk.protocols.file_create",
+    "luks": "vblk.drivers.luks_create",
     "qcow2": "vblk.drivers.qcow2_create",
     "raw": "vblk.drivers.raw_create",
     "vhdx": "vblk.drivers.vhdx_create",

@@ -9,7 +9,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from vblk.graph.gate import BesideGate, DenyGate
 from vblk.graph.handle import Handle
 from vblk.graph.node import Buffer, Node, Preallocation, Span, coalesce
 from vblk.graph.registry import Graph
+from vblk.graph.secrets import Secrets
 from vblk.graph.site import ChainRules
 from vblk.opening import open_image
 from vblk.options import NodeOptions
@@ -182,6 +183,7 @@ def open(
     backing: bool = True,
     deny_implicit: bool = False,
     rules: ChainRules | None = None,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> Opening:
     """Open an image and its chain: `async with vblk.open("a.vhdx") as disk: ...`.
 
@@ -194,6 +196,7 @@ def open(
         backing: False leaves the backing chain closed.
         deny_implicit: Refuse every file that the image names.
         rules: Where parents are looked for, and what is accepted as one.
+        secrets: Passphrases, by the ids that options such as `key-secret` refer to.
 
     Raises (when entered or awaited):
         OptionError: The image is named in a way that cannot be right.
@@ -204,7 +207,8 @@ def open(
     name = os.fspath(image) if isinstance(image, os.PathLike) else image
 
     async def start() -> Disk:
-        graph = Graph(gate=DenyGate() if deny_implicit else BesideGate())
+        gate = DenyGate() if deny_implicit else BesideGate()
+        graph = Graph(gate=gate, secrets=Secrets(secrets))
         try:
             handle = await open_image(
                 graph,

@@ -31,11 +31,16 @@ PROTOCOLS = {
     "null-aio": "vblk.protocols.null",
     "nbd": "vblk.protocols.nbd",
 }
-FORMATS = {"raw": "vblk.drivers.raw", "qcow2": "vblk.drivers.qcow2", "vhdx": "vblk.drivers.vhdx"}
+FORMATS = {
+    "luks": "vblk.drivers.luks",
+    "qcow2": "vblk.drivers.qcow2",
+    "raw": "vblk.drivers.raw",
+    "vhdx": "vblk.drivers.vhdx",
+}
 FILTERS = {"blkdebug": "vblk.filters.fault", "copy-on-read": "vblk.filters.copy_on_read"}
 KNOWN_ELSEWHERE = frozenset(
     (
-        "bochs cloop dmg luks parallels qcow qed vdi vmdk vpc vvfat "
+        "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
         "blklogwrites blkreplay blkverify compress preallocate quorum throttle "
         "ftp ftps gluster http https iscsi nfs nvme rbd ssh"
     ).split()

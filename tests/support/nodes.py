@@ -22,6 +22,7 @@ from tests.support.vhdx.image import Block, State, Vhdx
 from tests.support.vhdx.model import pattern
 from vblk.drivers.qcow2_create import create_image
 from vblk.filters import copy_on_read, snapshot
+from vblk.formats.luks import CipherSpec, SectorCipher, plan_header, unlock
 from vblk.formats.qcow2.create import NewQcow2, plan_creation
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
@@ -256,6 +257,19 @@ async def _raw_over_vhdx(bench: Bench) -> Made:
     return Made(node, below.content)
 
 
+async def _luks(bench: Bench) -> Made:
+    content = content_of(_SIZE)
+    spec = CipherSpec("aes", "xts", "plain64", "", 64)
+    header, material = plan_header(spec, "sha256", b"open", 1, random.Random(3).randbytes)
+    key = unlock(header, header.slots[0], material, b"open")
+    assert key is not None
+    stored = header.encode().ljust(header.slots[0].key_offset, b"\0") + material
+    stored = stored.ljust(header.payload_offset, b"\0") + SectorCipher(spec, key).encrypt(0, content)
+    bench.graph.secrets.add("sec0", b"open")
+    name = await bench.leaf({"driver": "file", "filename": bench.file(stored)})
+    return Made(await bench.open({"driver": "luks", "key-secret": "sec0", "file": name}), content)
+
+
 def _nbd(serve: Callable[[Path, Path], Server], unit: int = 1) -> Builder:
     async def build(bench: Bench) -> Made:
         content = content_of(_SIZE - _SIZE % unit)
@@ -374,6 +388,7 @@ BUILDERS: dict[str, Builder] = {
     "vhdx-chain": _vhdx_chain,
     "vhdx-of-qemu": _vhdx(_made_by_qemu),
     "raw-over-vhdx": _raw_over_vhdx,
+    "luks": _luks,
     "nbd-of-qemu": _nbd(qemu_nbd),
     "nbd-of-nbdkit": _nbd(lambda folder, image: nbdkit(folder, "file", str(image))),
     "nbd-in-blocks": _nbd(_nbd_blocks, 4096),

@@ -160,7 +160,7 @@ async def _opened_target(
     opened = False
     try:
         backing = await creation.opened_backing(graph, name, rules=arguments.rules())
-        image = await creation.plan(name, size, backing)
+        image = await creation.plan(graph, name, size, backing)
         async with new_image(graph, local_target(name), image, cache=arguments.target_cache) as made:
             opened = True
             yield made

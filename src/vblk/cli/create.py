@@ -10,9 +10,11 @@ from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.creation import local_target, options_help, read_options, request, require_known_protocol
 from vblk.cli.failure import SUCCESS, Failure, sentence
+from vblk.cli.objects import objects_option, secrets_of
 from vblk.cli.values import bounded_size, size_refusal
 from vblk.errors import BlockError
 from vblk.graph.registry import Graph
+from vblk.graph.secrets import Secrets
 from vblk.jobs.target import make_image
 
 
@@ -42,10 +44,9 @@ async def run(arguments: Arguments, console: Console) -> int:
     if len(rest) > 1:
         raise size_refusal("image size")
     size = bounded_size(rest[0], "image size") if rest else None
-    if arguments.objects:
-        raise Failure("--object: this version makes no images that need objects, such as secrets")
+    secrets = secrets_of(arguments.objects)
     try:
-        await _create(arguments, name, size, options.values, console)
+        await _create(arguments, name, size, options.values, secrets, console)
     except Failure as failure:
         raise Failure(*(f"{name}: {line}" for line in failure.lines), hint=failure.hint) from failure
     except BlockError as error:
@@ -57,14 +58,19 @@ async def run(arguments: Arguments, console: Console) -> int:
 
 
 async def _create(
-    arguments: Arguments, name: str, size: int | None, values: dict[str, str], console: Console
+    arguments: Arguments,
+    name: str,
+    size: int | None,
+    values: dict[str, str],
+    secrets: Secrets,
+    console: Console,
 ) -> None:
     wanted = request(arguments.format, values, arguments.backing, arguments.backing_format)
     if size is not None and wanted.size is not None:
         raise Failure("The image size must be specified only once")
     size = size if size is not None else wanted.size
     require_known_protocol(name)
-    async with Graph() as graph:
+    async with Graph(secrets=secrets) as graph:
         if wanted.backing_file == name:
             raise Failure("Error: Trying to create an image with the same filename as the backing file")
         backing = await wanted.opened_backing(graph, name, chain=not arguments.unsafe)
@@ -74,7 +80,7 @@ async def _create(
             raise Failure("Image creation needs a size parameter")
         if not arguments.quiet:
             console.print(wanted.announced(name, size))
-        image = await wanted.plan(name, size, backing)
+        image = await wanted.plan(graph, name, size, backing)
         await make_image(graph, local_target(name), image)
 
 
@@ -89,7 +95,7 @@ VERB = Verb(
             "format",
             metavar="FMT",
             default="raw",
-            help="Its format: raw, or vhdx.",
+            help="Its format: raw, vhdx or luks.",
         ),
         option(
             "-o",
@@ -107,9 +113,7 @@ VERB = Verb(
         option("-F", "backing_format", metavar="FMT", help="The format of that."),
         flag("-u", "unsafe", help="Do not look for what the backing file stands on in its turn."),
         flag("-q", "quiet", help="Say nothing but errors."),
-        option(
-            "--object", "objects", metavar="OBJECT", multiple=True, help="Refused: no object is needed here."
-        ),
+        objects_option(),
     ],
     operands="FILENAME [SIZE]",
     help="Make a new image that reads as zeros. A file that stands there is replaced when all went well, "

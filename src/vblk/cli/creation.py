@@ -111,8 +111,10 @@ class Request:
             (text,) = could_not_open(path, error).lines
             raise Failure(f"{text}\nCould not open backing image.") from error
 
-    async def plan(self, name: str, size: int, backing: Handle | None) -> NewImage:
+    async def plan(self, graph: Graph, name: str, size: int, backing: Handle | None) -> NewImage:
         """Decide what is made under `name`, `size` bytes large, on the opened `backing`.
+
+        The graph has the secrets that the image may need.
 
         Raises:
             BlockError: It cannot be made so.
@@ -122,7 +124,8 @@ class Request:
             node = None if backing is None else backing.node
             path = beside(name, self.backing_file)
             behind = Backing(self.backing_file, self.backing_format, path, node)
-        return await self.creator.plan(Wish(local_target(name), size, self.options, self.file, behind))
+        wish = Wish(local_target(name), size, self.options, self.file, behind, graph.secrets)
+        return await self.creator.plan(wish)
 
 
 def request(form: str, values: dict[str, str], backing: str | None, backing_format: str | None) -> Request:

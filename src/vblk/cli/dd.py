@@ -83,7 +83,8 @@ async def run(arguments: Arguments, console: Console) -> int:
         start = min(start, end)
         opened = False
         try:
-            image = await request(arguments.output_format, {}, None, None).plan(target, end - start, None)
+            wanted = request(arguments.output_format, {}, None, None)
+            image = await wanted.plan(graph, target, end - start, None)
             async with new_image(graph, local_target(target), image, cache="unsafe") as made:
                 opened = True
                 source = Source(handle, -start, start, end - start)

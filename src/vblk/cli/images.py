@@ -13,6 +13,7 @@ import click
 from vblk.cli.command import flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import Failure, could_not_open
+from vblk.cli.objects import objects_option, secrets_of
 from vblk.cli.values import SOURCE_CACHE_TYPE, PathMapType
 from vblk.errors import BlockError
 from vblk.graph.edge import Permission
@@ -20,6 +21,7 @@ from vblk.graph.gate import BesideGate, DenyGate
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
+from vblk.graph.secrets import Secrets
 from vblk.graph.site import ChainRules
 from vblk.opening import open_image
 from vblk.options import NodeOptions, parse_filename, parse_image_opts
@@ -53,19 +55,15 @@ class ImageArguments:
         """Return what was said about parents."""
         return ChainRules(self.parent, self.parent_dirs, self.path_map, self.ignore_linkage, self.strict)
 
-    def check(self) -> None:
-        """Refuse what contradicts itself or what this version has not.
+    def check(self) -> Secrets:
+        """Refuse what contradicts itself; return the secrets that were given.
 
         Raises:
             Failure: Always in one sentence.
         """
         if self.image_opts and self.format is not None:
             raise Failure("--image-opts and --format are mutually exclusive")
-        for text in self.objects:
-            kind = text.partition(",")[0].removeprefix("qom-type=")
-            raise Failure(
-                f"--object {kind}: no format or protocol of this version uses objects, such as secrets"
-            )
+        return secrets_of(self.objects)
 
     def one_operand(self) -> str:
         """Return the only operand, the image's name."""
@@ -79,9 +77,7 @@ def image_options() -> list[click.Option]:
     return [
         option("-f", "--format", "format", metavar="FMT", help="Format of the image; probed when not given."),
         flag("--image-opts", help="Image names are options: driver=vhdx,file.filename=a.vhdx"),
-        option(
-            "--object", "objects", metavar="OBJECT", multiple=True, help="Refused: no object is needed here."
-        ),
+        objects_option(),
         flag("-U", "--force-share", help="Open even though another process writes to the image."),
         option(
             "-T",
@@ -115,8 +111,9 @@ def image_options() -> list[click.Option]:
 @asynccontextmanager
 async def image_graph(arguments: ImageArguments) -> AsyncGenerator[Graph]:
     """Yield the graph of a command, with the gate that its user asked for; closes it."""
-    arguments.check()
-    async with Graph(gate=DenyGate() if arguments.deny_implicit else BesideGate()) as graph:
+    secrets = arguments.check()
+    gate = DenyGate() if arguments.deny_implicit else BesideGate()
+    async with Graph(gate=gate, secrets=secrets) as graph:
         yield graph
 
 

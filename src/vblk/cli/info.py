@@ -74,6 +74,8 @@ async def describe_image(node: Node) -> dict[str, Any]:
     taken = await allocated_bytes(node)
     if taken is not None:
         report["actual-size"] = taken
+    if node.driver == "luks":
+        report["encrypted"] = True
     if specific:
         report["format-specific"] = {"type": node.driver, "data": specific}
     if backing is not None:
@@ -172,6 +174,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"disk size: {format_size(report['actual-size']) if 'actual-size' in report else 'unavailable'}"
     if "cluster-size" in report:
         yield f"cluster_size: {report['cluster-size']}"
+    if report.get("encrypted"):
+        yield "encrypted: yes"
     if report["dirty-flag"]:
         yield "cleanly shut down: no"
     if "backing-filename" in report:

@@ -13,7 +13,7 @@ from vblk.cli.failure import SUCCESS, Failure
 from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
 from vblk.cli.values import OUTPUT_TYPE, SizeType
 from vblk.extent import Kind
-from vblk.graph.node import Span
+from vblk.graph.node import Opaque, Span
 from vblk.jobs.walk import walk_joined
 
 SECTOR = 512
@@ -74,11 +74,18 @@ async def _nothing() -> AsyncIterator[Span]:
 async def _print_table(spans: AsyncIterator[Span], console: Console) -> None:
     console.print(f"{'Offset':16}{'Length':16}{'Mapped to':16}File")
     async for span in spans:
-        if span.kind is Kind.ENCODED or (span.kind is Kind.DATA and span.leaf is None):
+        if _has_no_place(span):
             raise Failure("File contains external, encrypted or compressed clusters.")
         if span.kind is Kind.DATA and span.leaf is not None:
             where = f"{_hex(span.guest_offset):16}{_hex(span.length):16}{_hex(span.leaf_offset):16}"
             console.print(where + span.leaf.filename)
+
+
+def _has_no_place(span: Span) -> bool:
+    """Tell whether the bytes are somewhere, but not as they are."""
+    if span.kind is Kind.ENCODED or (span.kind is Kind.DATA and span.leaf is None):
+        return True
+    return isinstance(span.leaf, Opaque) and span.leaf.encodes
 
 
 def _hex(value: int) -> str:
@@ -102,9 +109,7 @@ def _json_line(span: Span) -> str:
         "data": span.kind in (Kind.DATA, Kind.ENCODED),
     }
     words = ", ".join(f'"{name}": {"true" if value else "false"}' for name, value in facts.items())
-    offset = (
-        f', "offset": {span.leaf_offset}' if span.leaf is not None and span.kind is not Kind.ENCODED else ""
-    )
+    offset = f', "offset": {span.leaf_offset}' if span.leaf is not None and not _has_no_place(span) else ""
     return (
         f'{{ "start": {span.guest_offset}, "length": {span.length}, "depth": {span.depth}, {words}{offset}}}'
     )

@@ -16,6 +16,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from vblk.errors import OptionError
 from vblk.graph.node import Node, Preallocation
+from vblk.graph.secrets import Secrets
 from vblk.options import Scalar, Size
 from vblk.options.creation import described
 from vblk.units import MIB
@@ -79,6 +80,7 @@ class Wish(Generic[OptionsT]):
     options: OptionsT
     file: FileOptions = field(default_factory=FileOptions)
     backing: Backing | None = None
+    secrets: Secrets = field(default_factory=Secrets)
 
 
 class NewImage(ABC):
@@ -86,10 +88,12 @@ class NewImage(ABC):
 
     `size` is the disk's, in bytes. `own` are the options with which the image is
     opened until it is finished. `backing` stands behind it, if anything does, and
-    is open. `allocation_unit` is as a node's.
+    is open. `allocation_unit` is as a node's. `reads_as_zeros` says what is in a
+    new file's disk; encrypted ones hold noise.
     """
 
     driver: ClassVar[str]
+    reads_as_zeros: ClassVar[bool] = True
     size: int
     file: FileOptions
     own: Mapping[str, Scalar] = {}

@@ -196,7 +196,12 @@ class Node(ABC):
 
 
 class Opaque(Node):
-    """A node that others cannot see through: its bytes are had from itself alone."""
+    """A node that others cannot see through: its bytes are had from itself alone.
+
+    `encodes` says that it stores them otherwise, so that their places say nothing.
+    """
+
+    encodes: ClassVar[bool] = False
 
     async def resolve(self, offset: int, length: int) -> list[Span]:
         """Answer with this node itself."""

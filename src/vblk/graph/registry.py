@@ -20,6 +20,7 @@ from vblk.graph.edge import READING, SHARED_BY_READER, SHARED_BY_WRITER, WRITING
 from vblk.graph.gate import BesideGate, OpenGate
 from vblk.graph.handle import Handle, Traffic
 from vblk.graph.node import Node
+from vblk.graph.secrets import Secrets
 from vblk.runtime.uninterrupted import to_the_end
 
 DEPTH_MAX = 256
@@ -42,12 +43,15 @@ class Graph:
     """A set of named nodes that belong to one event loop.
 
     `engine` runs what would block; `gate` decides which files that images name
-    may be opened. Close the graph, or use it in `async with`: every node is
-    closed then, parents first.
+    may be opened; `secrets` are what unlocks encrypted ones. Close the graph, or
+    use it in `async with`: every node is closed then, parents first.
     """
 
-    def __init__(self, engine: Engine | None = None, gate: OpenGate | None = None) -> None:
+    def __init__(
+        self, engine: Engine | None = None, gate: OpenGate | None = None, secrets: Secrets | None = None
+    ) -> None:
         self.engine = engine if engine is not None else ThreadEngine()
+        self.secrets = secrets if secrets is not None else Secrets()
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
         self._users: dict[Node, list[Edge]] = {}

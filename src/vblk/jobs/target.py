@@ -110,7 +110,8 @@ async def filled_image(
     )
     handle = await _open(graph, options, leaf.filename, leaf.filename, cache)
     try:
-        yield Made(handle, backing is None and leaf.driver != "host_device")
+        is_zero = image.reads_as_zeros and backing is None and leaf.driver != "host_device"
+        yield Made(handle, is_zero)
         if durable:
             await handle.flush()
     except BaseException:

@@ -14,6 +14,7 @@ import click
 from vblk.cli.command import HelpWanted, Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure
+from vblk.cli.objects import objects_option, secrets_of
 
 if TYPE_CHECKING:
     from vblk.cli.io.session import Session
@@ -55,7 +56,7 @@ OPTIONS = (
     ),
     option("-f", "--format", "format", metavar="FMT", help="Format of the image; probed when not given."),
     flag("--image-opts", help="The image's name is options: driver=raw,file.filename=a.img"),
-    option("--object", "objects", metavar="OBJECT", multiple=True, help="Refused: no object is needed here."),
+    objects_option(),
     flag("-r", "--read-only", help="Open for reading only."),
     flag("-s", "--snapshot", help="Keep what is written in a temporary overlay, gone at the end."),
     flag("-n", "--nocache", help="Go around the system's cache: -t none."),
@@ -115,7 +116,11 @@ async def _run(arguments: IoArguments, console: Console) -> int:
 
     _check(arguments)
     session = Session(
-        console, commands=by_name(), image_opts=arguments.image_opts, misalign=arguments.misalign
+        console,
+        commands=by_name(),
+        image_opts=arguments.image_opts,
+        misalign=arguments.misalign,
+        secrets=secrets_of(arguments.objects),
     )
     try:
         if arguments.operands:
@@ -144,9 +149,6 @@ def _check(arguments: IoArguments) -> None:
         raise Failure("--image-opts and -f are mutually exclusive")
     if arguments.trace is not None:
         raise Failure("--trace is not supported: vblk has no trace events")
-    for text in arguments.objects:
-        kind = text.partition(",")[0].removeprefix("qom-type=")
-        raise Failure(f"--object {kind}: no format or protocol of this version uses objects, such as secrets")
     if arguments.cache is not None:
         read_cache(arguments.cache)
     if arguments.discard is not None:

@@ -22,6 +22,7 @@ from vblk.filters.events import EventListener, InjectedError, find_listener
 from vblk.graph.handle import Handle
 from vblk.graph.node import Buffer
 from vblk.graph.registry import Graph
+from vblk.graph.secrets import Secrets
 from vblk.options import NodeOptions
 
 MISALIGNMENT = 16
@@ -68,11 +69,13 @@ class Session:
         commands: dict[str, Command],
         image_opts: bool = False,
         misalign: bool = False,
+        secrets: Secrets | None = None,
     ) -> None:
         """Know `commands` by names and aliases; `image_opts`: names of images are options."""
         self.console = console
         self.commands = commands
         self.image_opts = image_opts
+        self.secrets = secrets if secrets is not None else Secrets()
         self.ended = False
         self.status = SUCCESS
         self._misalign = misalign
