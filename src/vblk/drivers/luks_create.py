@@ -5,6 +5,7 @@ order of the writes: the header comes last, so that what was made half is no
 image.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -87,13 +88,19 @@ class NewLuksImage(NewImage):
         self._new = new
         self._preallocation = file.mode()
 
+    def file_length(self, data: int) -> int:
+        """Return the header's length and the disk's: all of it has space."""
+        return self._new.header.payload_offset + self.size
+
     async def create(self, leaf: Node, *, durable: bool, unfinished: bool) -> None:
         """Write the key material, and then the header."""
         header, material = self._new
-        length = header.payload_offset + self.size
+        length = self.file_length(0)
         if leaf.driver == "host_device":
             if leaf.size < length:
-                raise StorageError(28, "the device is smaller than the image", filename=leaf.filename)
+                raise StorageError(
+                    errno.ENOSPC, "the device is smaller than the image", filename=leaf.filename
+                )
             await leaf.write(0, bytes(4 * KIB))
         else:
             if leaf.size:
