@@ -24,7 +24,9 @@ from vblk.errors import BlockError
 from vblk.formats.vhdx import load_image
 from vblk.formats.vhdx.create import NewVhdx
 from vblk.graph.handle import Handle
+from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
+from vblk.jobs.compact import CompactJob, CompactReport
 from vblk.opening import open_image
 from vblk.options import NodeOptions, NodeReference
 from vblk.testing import (
@@ -202,6 +204,13 @@ class Session:
         """Read from the disk."""
         assert self._handle is not None
         return await self._handle.read(offset, length)
+
+    async def compact(self) -> CompactReport:
+        """Make the image's file smaller."""
+        assert self._handle is not None
+        assert self._graph is not None
+        assert isinstance(self._handle.node, VhdxNode)
+        return await CompactJob(self._handle.node, Mover(self._graph.engine)).run()
 
     async def close(self) -> None:
         """Close the image, if it is open: a flush to its user.

@@ -69,7 +69,7 @@ def _run(after: int, words: list[str], report: int) -> int:
 
 
 def _serve() -> None:
-    for module in ("vblk.cli.main", "vblk.cli.merge", "vblk.drivers.vhdx_replay"):
+    for module in ("vblk.cli.main", "vblk.cli.merge", "vblk.cli.compact", "vblk.drivers.vhdx_replay"):
         import_module(module)
     for line in sys.stdin:
         after, *words = json.loads(line)

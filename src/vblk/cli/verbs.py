@@ -40,6 +40,11 @@ VERBS: Final[dict[str, Entry]] = {
         "Write what an image holds into its parent.",
         "[--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] [--force] filename",
     ),
+    "compact": Entry(
+        "compact",
+        "Make the file of an image smaller.",
+        "[--image-opts] [-n] [-q] [-f fmt] [--output=ofmt] [-t cache] [-T src_cache] [-p] filename",
+    ),
     "compare": Entry(
         "compare",
         "Tell whether two images have the same content.",

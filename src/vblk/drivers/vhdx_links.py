@@ -19,7 +19,8 @@ from contextlib import ExitStack
 
 from vblk.codec.guid import Guid
 from vblk.drivers.vhdx import VhdxNode
-from vblk.drivers.vhdx_resize import load_pages, used_pages
+from vblk.drivers.vhdx_regions import load_pages
+from vblk.drivers.vhdx_resize import used_pages
 from vblk.drivers.vhdx_writer import VhdxWriter
 from vblk.errors import Unsupported
 from vblk.extent import Kind

@@ -4,9 +4,7 @@ Owns: the steps of growing and shrinking, each of which leaves a sound image. Wh
 they mean for blocks and entries is `vblk.formats.vhdx.resizing`.
 
 Ordering rules, for `resize` has the whole disk for itself:
-- A BAT region that is too small moves first, as a change of its own: the whole
-  table is written to its new place and flushed; then one batch has both region
-  tables. The old place is free when that is durable.
+- A BAT region that is too small moves first, as a change of its own.
 - A disk grows in steps, so that what one step changes goes into one batch
   together with the size: blocks of a fixed image, blocks that hide what the
   parent has behind the old end.
@@ -18,15 +16,14 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from vblk.drivers.vhdx_regions import load_pages, move_bat
 from vblk.errors import Misaligned, OutOfRange, Unsupported
-from vblk.extent import Missing
 from vblk.formats.vhdx.bat import Geometry
-from vblk.formats.vhdx.encode import encode_region_table, encode_virtual_size
+from vblk.formats.vhdx.encode import encode_virtual_size
 from vblk.formats.vhdx.layout import (
     BAT_ENTRY_SIZE,
     ITEM_VIRTUAL_DISK_SIZE,
     PAGE_SIZE,
-    REGION_TABLE_OFFSETS,
     VIRTUAL_SIZE_MAX,
 )
 from vblk.formats.vhdx.plan import Plan
@@ -41,7 +38,7 @@ from vblk.formats.vhdx.resizing import (
 )
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.node import Preallocation
-from vblk.units import MIB, FileOffset, align_up
+from vblk.units import MIB, align_up
 
 if TYPE_CHECKING:
     from vblk.drivers.vhdx_writer import VhdxWriter
@@ -184,43 +181,10 @@ async def _clear_page(
 async def _make_table_room(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
     """Move the BAT region to a larger place, if it is too small for the new size."""
     new = _geometry(blocks, size)
-    old_region = writer.node.image.regions.bat
     length = align_up(new.entries * BAT_ENTRY_SIZE, MIB)
-    if length <= old_region.length:
+    if length <= writer.node.image.regions.bat.length:
         return
-    await writer.settle()
-    writer.node.pages.clear()
-    place = await writer.taken(blocks, length)
-    plan = Plan(places=[place], barrier=True, released=[(old_region.file_offset, old_region.length)])
-    regions = writer.node.image.regions
-    moved = regions._replace(
-        bat=regions.bat._replace(file_offset=place.file_offset, length=length, required=True),
-        metadata=regions.metadata._replace(required=True),
-    )
-    table = encode_region_table(sorted(moved.all(), key=lambda region: region.entry_offset))
-    with ExitStack() as pins:
-        for at in REGION_TABLE_OFFSETS:
-            await load_pages(writer, pages_under(at, len(table)), pins)
-        async with writer.carried_out(blocks, plan, more_pages=2 * len(table) // PAGE_SIZE):
-            await _copy_table(writer, blocks, place.file_offset, length, fresh=place.fresh)
-            for at in REGION_TABLE_OFFSETS:
-                edit_bytes(blocks.edits, at, table)
-    writer.node.adopt(writer.node.image.changed(regions=moved))
-    writer.follow(blocks)
-
-
-async def _copy_table(
-    writer: "VhdxWriter", blocks: BlockWriter, file_offset: int, length: int, *, fresh: bool
-) -> None:
-    """Copy the BAT, which is all in its place, and nothing behind its last entry."""
-    old = blocks.geometry
-    used = old.entries * BAT_ENTRY_SIZE
-    for start in range(0, used, MIB):
-        count = min(MIB, used - start)
-        data = await writer.node.read_metadata(old.bat_offset + start, count)
-        await writer.node.file.write(file_offset + start, data)
-    if not fresh:
-        await writer.node.file.write_zeroes(file_offset + used, length - used)
+    await move_bat(writer, blocks, await writer.taken(blocks, length))
 
 
 async def _preallocate(
@@ -249,12 +213,3 @@ def _adopt_size(writer: "VhdxWriter", blocks: BlockWriter, size: int) -> None:
     image = writer.node.image
     writer.node.adopt(image.changed(facts=image.facts._replace(virtual_size=size)))
     writer.follow(blocks)
-
-
-async def load_pages(writer: "VhdxWriter", pages: range, pins: ExitStack) -> None:
-    """Bring pages into memory until `pins` is closed."""
-    store = writer.node.pages
-    pins.enter_context(store.pinned(pages))
-    absent = [at for at in pages if store.get(at) is None]
-    if absent:
-        await writer.node.load(Missing([(FileOffset(at), PAGE_SIZE) for at in absent]), pins)

@@ -12,6 +12,7 @@ Ordering rules, each step durable before the next:
 - A full pass of the log: all pages of the pass in their places; the parked log.
 - Space that held metadata: free only after the pass that logged any of it, for
   until then a replay writes the old pages there.
+- A cut: the length that will be, in a log entry; then the file is cut.
 - The end: all pages in their places; both headers without a log GUID.
 A flush or a header that fails poisons: what is on the medium is not known any
 more. A log entry for which there is no room does not: nothing was promised yet.
@@ -178,6 +179,40 @@ class Session:
         async with self._turn:
             self.check_healthy()
             await self._poisoning(self._bring_home())
+
+    async def checkpoint(self) -> None:
+        """As `settle`, and leave nothing in the log: what was released is free then, metadata too.
+
+        Cancellation: raised when that has ended.
+        """
+        await self.flush()
+        await to_the_end(self._checkpoint())
+
+    async def _checkpoint(self) -> None:
+        async with self._turn:
+            self.check_healthy()
+            if not self._journal.pass_is_empty:
+                await self._poisoning(self._finish_pass())
+
+    async def shorten(self, length: int) -> None:
+        """Log that the file needs no more than `length` bytes, durably; then cut it there.
+
+        The session has begun, and nothing names what is behind.
+
+        Cancellation: raised when that has ended.
+        """
+        await self.checkpoint()
+        await to_the_end(self._shorten(length))
+
+    async def _shorten(self, length: int) -> None:
+        async with self._turn:
+            self.check_healthy()
+            if not self._journal.fits(0):
+                await self._poisoning(self._finish_pass())
+            lengths = Lengths(min(self._flushed_length, length), length)
+            await self._write_log(self._journal.compose({}, lengths))
+            await self._file.resize(length, exact=False)  # a device stays as long as it is
+            self._flushed_length = lengths.flushed
 
     async def end(self) -> None:
         """End the session: the file is as if it had never had a log.

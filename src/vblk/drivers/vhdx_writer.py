@@ -20,18 +20,19 @@ at is not used again before they have finished.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 from vblk.codec.guid import Guid
 from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_session import Level, Session
 from vblk.errors import BlockError, OutOfRange
 from vblk.extent import Missing
-from vblk.formats.vhdx.check import survey_image, writing_refused
+from vblk.formats.vhdx.check import survey_image
 from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.header import Header
 from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Plan
 from vblk.formats.vhdx.planner import Answer
-from vblk.formats.vhdx.space import Place, Space
+from vblk.formats.vhdx.space import Place
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.node import Buffer, Preallocation, Span
 from vblk.runtime.fan_out import fan_out
@@ -170,14 +171,15 @@ class VhdxWriter:
     async def write_zeroes(self, offset: int, length: int, *, unmap: bool, no_fallback: bool) -> None:
         """Make a range read as zeros; see `Node.write_zeroes`."""
         for start, count in self._pieces(offset, length):
-            make = _zero_plan(start, count, unmap)
+            make = partial(BlockWriter.plan_zero, guest_offset=start, length=count, unmap=unmap)
             async with self._planned(start, count, make, unmap=unmap, no_fallback=no_fallback):
                 pass
 
     async def discard(self, offset: int, length: int) -> None:
         """Forget a range; see `Node.discard`."""
         for start, count in self._pieces(offset, length):
-            async with self._planned(start, count, _discard_plan(start, count)) as plan:
+            make = partial(BlockWriter.plan_discard, guest_offset=start, length=count)
+            async with self._planned(start, count, make) as plan:
                 for file_offset, size in plan.holes:
                     await self._file.discard(file_offset, size)
 
@@ -189,10 +191,10 @@ class VhdxWriter:
             await resize(self, blocks, size, preallocation)
 
     @asynccontextmanager
-    async def alone(self) -> AsyncGenerator[BlockWriter, None]:
-        """Keep everybody else from changing the disk while the block runs."""
-        blocks = await self._prepared()
-        async with self._gates.exclusive(0, OFFSET_MAX):
+    async def alone(self, offset: int = 0, length: int = OFFSET_MAX) -> AsyncGenerator[BlockWriter, None]:
+        """Keep everybody else from changing a range of the disk while the block runs."""
+        blocks = await self.prepared()
+        async with self._gates.exclusive(offset, length):
             yield blocks
 
     def become(self, data_write_guid: Guid) -> None:
@@ -204,7 +206,7 @@ class VhdxWriter:
 
     async def begin(self) -> None:
         """Let the image have its data write GUID for this session now, durably."""
-        await self._prepared()
+        await self.prepared()
         await self._session.begin(Level.DATA)
 
     async def flush(self) -> None:
@@ -214,6 +216,32 @@ class VhdxWriter:
     async def settle(self) -> None:
         """Make everything durable, and bring metadata to its places."""
         await self._session.settle()
+
+    async def checkpoint(self) -> None:
+        """Return when all space is free that was given back, but for what is still being read."""
+        await self._session.checkpoint()
+        if self._punching is not None:
+            await asyncio.wait([self._punching])
+        if self._blocks is not None:
+            self._blocks.space.promote()
+
+    async def cut(self) -> None:
+        """Cut the file behind what is used, while it may go on being used."""
+        blocks = await self.prepared()
+        await self.checkpoint()
+        if blocks.space.used_end == self._file.size:
+            return
+        await self._session.begin(Level.FILE)
+        async with self._extending:
+            end = blocks.space.used_end
+            blocks.space.shortened(end)
+            try:
+                await self._session.shorten(end)
+            finally:
+                if self._file.size > end:  # it could not be cut
+                    blocks.space.free(end, self._file.size - end)
+                    blocks.space.file_size = self._file.size
+                self._follow_length(blocks)
 
     async def close(self) -> None:
         """End the session and cut the file behind what is used. Idempotent.
@@ -263,7 +291,7 @@ class VhdxWriter:
         no_fallback: bool = False,
     ) -> AsyncGenerator[Plan, None]:
         """Plan, do what must come before the payload, and commit when the block ends well."""
-        blocks = await self._prepared()
+        blocks = await self.prepared()
         guard, plan = await self._gated(blocks, offset, length, make)
         try:
             if plan.changes_nothing:
@@ -277,11 +305,12 @@ class VhdxWriter:
 
     @asynccontextmanager
     async def carried_out(
-        self, blocks: BlockWriter, plan: Plan, *, more_pages: int = 0
+        self, blocks: BlockWriter, plan: Plan, *, more_pages: int = 0, level: Level = Level.DATA
     ) -> AsyncGenerator[None, None]:
         """Open the way for a plan, and commit it when the block ends well.
 
-        `more_pages` are what the block itself may edit at its end, at once.
+        `more_pages` are what the block itself may edit at its end, at once; `level`
+        is what is changed.
         """
         reserved = 0
         touched = False
@@ -290,7 +319,7 @@ class VhdxWriter:
             while not self._edits.try_reserve(wanted):
                 await self._session.flush()
             reserved = wanted
-            await self._session.begin(Level.DATA)
+            await self._session.begin(level)
             touched = True
             yield
             self._session.check_healthy()
@@ -364,7 +393,7 @@ class VhdxWriter:
 
     # Space
 
-    async def _prepared(self) -> BlockWriter:
+    async def prepared(self) -> BlockWriter:
         """Return the planner; before the first change look through the whole BAT."""
         self._session.check_healthy()
         if self._blocks is None:
@@ -376,24 +405,13 @@ class VhdxWriter:
     async def _survey(self) -> BlockWriter:
         node = self.node
         survey = await survey_image(node.image, node.read_metadata)
-        if survey.report.read_only_reasons:
-            raise writing_refused(survey.report.read_only_reasons[0], node.filename)
         length = align_up(max(node.file.size, survey.report.image_end_offset), MIB)
+        blocks = BlockWriter.of(node.image, survey, self._edits, length)
         if length > node.file.size:
-            await self._session.begin(Level.DATA)
+            await self._session.begin(Level.FILE)
             await node.file.resize(length)
-            node.adopt(node.image.changed(file_size=length))
-        image = node.image
-        return BlockWriter(
-            image.geometry,
-            image.placement,
-            self._edits,
-            Space(survey.owners, image.placement.reserved, length, may_reuse=survey.anchors_complete),
-            anchors=survey.anchors,
-            fixed=image.type == "fixed",
-            filename=node.filename,
-            strays="B12" in survey.report.counts or "B13" in survey.report.counts,
-        )
+            self._follow_length(blocks)
+        return blocks
 
     async def _extend(self, blocks: BlockWriter, need: NeedsRoom) -> None:
         """Make the file longer, unless somebody has done so meanwhile."""
@@ -420,7 +438,10 @@ class VhdxWriter:
 
     def _extended(self, blocks: BlockWriter, length: int) -> None:
         blocks.space.extended(length)
-        self.node.adopt(self.node.image.changed(file_size=length))
+        self._follow_length(blocks)
+
+    def _follow_length(self, blocks: BlockWriter) -> None:
+        self.node.adopt(self.node.image.changed(file_size=blocks.space.file_size))
         blocks.placement = self.node.image.placement
 
     def follow(self, blocks: BlockWriter) -> None:
@@ -464,14 +485,6 @@ class VhdxWriter:
 
     def _header_changed(self, header: Header) -> None:
         self.node.adopt(self.node.image.changed(header=header))
-
-
-def _zero_plan(start: int, count: int, unmap: bool) -> Callable[[BlockWriter], Answer]:
-    return lambda blocks: blocks.plan_zero(start, count, unmap=unmap)
-
-
-def _discard_plan(start: int, count: int) -> Callable[[BlockWriter], Answer]:
-    return lambda blocks: blocks.plan_discard(start, count)
 
 
 def _joined(ranges: list[Range]) -> list[Range]:

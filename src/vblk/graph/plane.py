@@ -19,7 +19,7 @@ from vblk.graph.kernel_copy import KernelCopier, Means
 from vblk.graph.node import Leaf, Node, Span, coalesce
 from vblk.graph.sparse_copy import units_with_data
 from vblk.runtime.fan_out import fan_out
-from vblk.units import MIB
+from vblk.units import KIB, MIB
 
 READS_AT_ONCE = 8
 """How many pieces of one request are read side by side."""
@@ -29,6 +29,11 @@ PIECE_MAX = 16 * MIB
 
 BUFFER_MAX = 2 * MIB
 """The most bytes of one piece that pass through memory when the kernel cannot copy."""
+
+PROBE = 4 * KIB
+"""The first bytes that are looked at where zeros are searched."""
+
+_ZEROS = bytes(MIB)
 
 
 Read = Callable[[int, memoryview], Coroutine[Any, Any, None]]
@@ -58,6 +63,28 @@ async def read_spans(spans: Sequence[Span], guest_offset: int, buffer: memoryvie
         await read(offset, piece)
     elif waiting:
         await fan_out((read(offset, piece) for read, offset, piece in waiting), READS_AT_ONCE)
+
+
+async def reads_zero(node: Node, offset: int, length: int) -> bool:
+    """Tell whether a range holds zeros alone; holes of the storage are not read.
+
+    Data mostly shows at its beginning, so little is read first.
+    """
+    start = node.try_read(offset, min(length, PROBE))
+    if start is not None and any(start):
+        return False
+    for span in await node.allocation(offset, length):
+        if span.kind is Kind.ZERO:
+            continue
+        at, end = span.guest_offset, span.guest_offset + span.length
+        step = PROBE
+        while at < end:
+            data = await node.read(at, min(step, end - at))
+            if not _ZEROS.startswith(data):
+                return False
+            at += len(data)
+            step = min(step * 4, len(_ZEROS))
+    return True
 
 
 @dataclass(slots=True)

@@ -98,6 +98,23 @@ class Space:
         self._fresh.remove(start, start + length)
         return Place(start, length, fresh=True)
 
+    def try_take_at(self, file_offset: int, length: int) -> Place | None:
+        """Take this range, or return None: part of it is not free."""
+        end = file_offset + length
+        parts = (*self._stale.within(file_offset, end), *self._fresh.within(file_offset, end))
+        if sum(stop - start for start, stop in parts) < length:
+            return None
+        self._stale.remove(file_offset, end)
+        self._fresh.remove(file_offset, end)
+        return Place(file_offset, length, fresh=False)
+
+    def free_ranges(self) -> list[tuple[int, int]]:
+        """Return (start, end) of all that is free, ascending."""
+        free = RangeSet()
+        for start, end in (*self._stale.ranges(), *self._fresh.ranges()):
+            free.add(start, end)
+        return free.ranges()
+
     def put_back(self, place: Place) -> None:
         """Take back a range to which nothing was written."""
         if place.fresh:
@@ -120,6 +137,12 @@ class Space:
         self._fresh.add(self.file_size, file_size)
         self.file_size = file_size
 
+    def shortened(self, file_size: int) -> None:
+        """Take note that the file will end at `file_size`: what is behind is free, and nobody's."""
+        for free in (self._stale, self._fresh):
+            free.remove(file_size, self.file_size)
+        self.file_size = file_size
+
     def defer(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Take (file offset, length) ranges whose release is durable, for when their readers are gone."""
         ranges = list(ranges)
@@ -137,15 +160,10 @@ class Space:
     @property
     def free_bytes(self) -> int:
         """Bytes that could be taken without making the file longer."""
-        return sum(end - start for free in (self._stale, self._fresh) for start, end in free.ranges())
+        return sum(end - start for start, end in self.free_ranges())
 
     @property
     def used_end(self) -> int:
         """The file offset behind which everything is free, so that the file could be cut there."""
-        end = self.file_size
-        tails = sorted((*self._stale.ranges(), *self._fresh.ranges()), reverse=True)
-        for start, stop in tails:
-            if stop != end:
-                break
-            end = start
-        return end
+        free = self.free_ranges()
+        return free[-1][0] if free and free[-1][1] == self.file_size else self.file_size

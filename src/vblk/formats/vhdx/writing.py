@@ -25,7 +25,9 @@ from collections.abc import Iterable
 from vblk.errors import CorruptImage
 from vblk.formats.vhdx.bat import Fault, Geometry, Placement, State
 from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
+from vblk.formats.vhdx.check import Survey, writing_refused
 from vblk.formats.vhdx.edits import EditedPages
+from vblk.formats.vhdx.image import VhdxImage
 from vblk.formats.vhdx.layout import BAT_ENTRY_SIZE, BAT_OFFSET_MASK, BAT_STATE_MASK, PAGE_SIZE
 from vblk.formats.vhdx.plan import Plan, SectorRun
 from vblk.formats.vhdx.planner import Answer, Planner, bit_pages, block_bits
@@ -71,6 +73,27 @@ class BlockWriter:
         self.filename = filename
         self._anchors = set(anchors)
         self._strays = strays
+
+    @classmethod
+    def of(cls, image: VhdxImage, survey: Survey, edits: EditedPages, file_size: int) -> "BlockWriter":
+        """Return the planner of an image whose file is, or is to be taken as, so many bytes long.
+
+        Raises:
+            CorruptImage: The survey found a reason not to write to the image.
+        """
+        if survey.report.read_only_reasons:
+            raise writing_refused(survey.report.read_only_reasons[0], image.filename)
+        reserved = image.placement.reserved
+        return cls(
+            image.geometry,
+            Placement(reserved, file_size),
+            edits,
+            Space(survey.owners, reserved, file_size, may_reuse=survey.anchors_complete),
+            anchors=survey.anchors,
+            fixed=image.type == "fixed",
+            filename=image.filename,
+            strays="B12" in survey.report.counts or "B13" in survey.report.counts,
+        )
 
     def plan_write(self, guest_offset: int, length: int) -> Answer:
         """Plan where `length` bytes go that a caller will bring.
