@@ -18,7 +18,7 @@ from vblk.drivers.vhdx_session import Level
 from vblk.drivers.vhdx_session import Session as WriteSession
 from vblk.drivers.vhdx_worksite import LiveSite
 from vblk.drivers.vhdx_writer import VhdxWriter
-from vblk.formats.vhdx.edits import Batch, EditedPages
+from vblk.formats.edits import Batch, EditedPages
 from vblk.formats.vhdx.plan import Plan
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.registry import Graph

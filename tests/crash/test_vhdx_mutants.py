@@ -15,12 +15,13 @@ from tests.support.crash_workloads import MAKE, WORKLOADS, reuse_bitmaps
 from vblk.codec.guid import ZERO_GUID
 from vblk.drivers.vhdx_session import Level, Session
 from vblk.drivers.vhdx_writer import VhdxWriter
+from vblk.formats.edits import Batch, EditedPages, Range
+from vblk.formats.space import Place
 from vblk.formats.vhdx import writing
-from vblk.formats.vhdx.edits import Batch, EditedPages, Range
 from vblk.formats.vhdx.journal import Journal, Lengths
 from vblk.formats.vhdx.plan import Plan
 from vblk.formats.vhdx.planner import Planner
-from vblk.formats.vhdx.space import Place, Space
+from vblk.formats.vhdx.space import Space
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.testing import Effort
 from vblk.units import MIB, align_up

@@ -12,7 +12,7 @@ from vblk.drivers import vhdx_repair
 from vblk.drivers.vhdx_repair import repair_image
 from vblk.drivers.vhdx_session import Level, Session
 from vblk.errors import BlockError
-from vblk.formats.vhdx.edits import Batch
+from vblk.formats.edits import Batch
 from vblk.testing import Content, Effort, Explorer, Recorder
 
 FEW = ("H4", "H12-and-blocks", "L29-and-header", "L2", "T1", "M26", "B6", "B9", "B17-and-B5", "many")

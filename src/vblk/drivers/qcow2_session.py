@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from vblk.errors import NoSpace
+from vblk.formats.edits import Batch, EditedPages, Range
 from vblk.formats.qcow2.header import Header, encode_header
 from vblk.formats.qcow2.writing import Rank
-from vblk.formats.vhdx.edits import Batch, EditedPages, Range
 from vblk.graph.node import Node
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.flush_sequencer import FlushPostponed, FlushSequencer

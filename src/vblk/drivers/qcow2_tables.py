@@ -11,7 +11,7 @@ Source: docs/interop/qcow2.txt, "Host cluster management", "Cluster mapping".
 
 from vblk.drivers.qcow2_writer import Qcow2Writer
 from vblk.errors import OutOfRange
-from vblk.formats.plan import Range
+from vblk.formats.edits import Range
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.layout import COUNT_TABLE_SIZE_MAX, ENTRY_SIZE, L1_SIZE_MAX
 from vblk.formats.qcow2.planner import new_block

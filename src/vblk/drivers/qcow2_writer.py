@@ -26,15 +26,16 @@ from vblk.drivers.qcow2 import Qcow2Node
 from vblk.drivers.qcow2_session import Session
 from vblk.errors import BlockError, NodeFailed, OutOfRange, Unsupported
 from vblk.extent import Missing
-from vblk.formats.plan import NeedsRoom, Plan
+from vblk.formats.edits import EditedPages, Range
+from vblk.formats.plan import NeedsRoom
 from vblk.formats.qcow2.header import Header
 from vblk.formats.qcow2.image import Qcow2Image
+from vblk.formats.qcow2.plan import Plan
 from vblk.formats.qcow2.planner import Answer, NeedsCounts, NeedsCountTable, NeedsTable
 from vblk.formats.qcow2.survey import survey_image
 from vblk.formats.qcow2.tables import missing
 from vblk.formats.qcow2.writing import ClusterWriter
 from vblk.formats.space import Space
-from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.graph.node import Buffer, Span
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.range_lock import RangeGuard, RangeLock

@@ -22,9 +22,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from vblk.drivers.vhdx_worksite import Worksite
+from vblk.formats.edits import Range
 from vblk.formats.vhdx.bat import Geometry, State
 from vblk.formats.vhdx.compaction import CompactionPlanner, block_of, chunk_of, entries_with_places
-from vblk.formats.vhdx.edits import Range
 from vblk.formats.vhdx.layout import (
     BAT_ENTRY_SIZE,
     BAT_OFFSET_MASK,

@@ -24,8 +24,8 @@ from vblk.drivers.vhdx_resize import used_pages
 from vblk.drivers.vhdx_writer import VhdxWriter
 from vblk.errors import Unsupported
 from vblk.extent import Kind
+from vblk.formats.edits import Range
 from vblk.formats.vhdx.bat import Geometry, State
-from vblk.formats.vhdx.edits import Range
 from vblk.formats.vhdx.encode import encode_file_parameters, encode_locator
 from vblk.formats.vhdx.items import ItemKey, NewItem, items_of, key_of, rewrite_items
 from vblk.formats.vhdx.layout import (

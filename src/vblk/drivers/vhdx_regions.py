@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from vblk.drivers.vhdx_session import Level
 from vblk.extent import Missing
+from vblk.formats.space import Place
 from vblk.formats.vhdx.encode import encode_region_table
 from vblk.formats.vhdx.layout import BAT_ENTRY_SIZE, PAGE_SIZE, REGION_TABLE_OFFSETS
 from vblk.formats.vhdx.plan import Plan
 from vblk.formats.vhdx.resizing import edit_bytes, pages_under
-from vblk.formats.vhdx.space import Place
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.units import MIB, FileOffset
 

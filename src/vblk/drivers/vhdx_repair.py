@@ -26,9 +26,9 @@ from vblk.codec.guid import ZERO_GUID, new_guid
 from vblk.drivers.vhdx import CACHE_PAGES, read_up_to
 from vblk.drivers.vhdx_replay import replay_in_place
 from vblk.drivers.vhdx_session import Level, Session, publish_header
+from vblk.formats.edits import EditedPages
 from vblk.formats.vhdx import CheckReport, Severity, VhdxImage, load_image
 from vblk.formats.vhdx.check import MESSAGES_PER_CODE, Flaw, Survey, survey_image
-from vblk.formats.vhdx.edits import EditedPages
 from vblk.formats.vhdx.header import LOG_VERSION, Header
 from vblk.formats.vhdx.layout import BAT_ENTRY_SIZE, BAT_OFFSET_MASK, PAGE_SIZE, REGION_TABLE_OFFSETS
 from vblk.formats.vhdx.repair import (

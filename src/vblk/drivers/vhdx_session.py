@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from vblk.codec.guid import ZERO_GUID, Guid, new_guid
 from vblk.errors import NoSpace
-from vblk.formats.vhdx.edits import Batch, EditedPages, Range
+from vblk.formats.edits import Batch, EditedPages, Range
 from vblk.formats.vhdx.encode import encode_header
 from vblk.formats.vhdx.header import LOG_VERSION, Header
 from vblk.formats.vhdx.journal import Journal, Lengths, LogWrite

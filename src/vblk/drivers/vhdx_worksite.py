@@ -17,13 +17,13 @@ from vblk.drivers.vhdx_regions import move_bat
 from vblk.drivers.vhdx_session import Level
 from vblk.drivers.vhdx_writer import VhdxWriter
 from vblk.extent import Kind, Missing
+from vblk.formats.edits import EditedPages, Range
+from vblk.formats.space import Place
 from vblk.formats.vhdx.bat import Placement, Reserved
 from vblk.formats.vhdx.check import survey_image
-from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.layout import SECTOR_BITMAP_SIZE
 from vblk.formats.vhdx.plan import Plan
 from vblk.formats.vhdx.planner import Answer
-from vblk.formats.vhdx.space import Place
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.plane import Mover
 from vblk.runtime.page_cache import PageCache

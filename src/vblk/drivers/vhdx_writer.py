@@ -27,12 +27,13 @@ from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_session import Level, Session
 from vblk.errors import BlockError, OutOfRange
 from vblk.extent import Missing
+from vblk.formats.edits import EditedPages, Range
+from vblk.formats.plan import NeedsRoom
+from vblk.formats.space import Place
 from vblk.formats.vhdx.check import survey_image
-from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.header import Header
-from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Plan
+from vblk.formats.vhdx.plan import NeedsBitmap, Plan
 from vblk.formats.vhdx.planner import Answer
-from vblk.formats.vhdx.space import Place
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.graph.node import Buffer, Preallocation, Span
 from vblk.runtime.fan_out import fan_out

@@ -10,12 +10,11 @@ Ordering rule for the shell:
 3. `commit`, which edits metadata in memory, or `abort`, which gives space back.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+from vblk.formats.edits import Range
 from vblk.formats.space import Place
-
-Range = tuple[int, int]
-"""(file offset, length) in bytes."""
 
 
 @dataclass(slots=True)
@@ -28,15 +27,14 @@ class Piece:
 
 
 @dataclass(slots=True, eq=False)
-class Plan:
+class Plan(ABC):
     """One change, and the guard of what was taken for it. Exactly one of commit and abort ends it.
 
     `payload` is where the caller's bytes go. `copies` is where the present
     content of guest ranges goes. `zeros` are ranges to be zeroed with their
-    space kept. `places` is the space that was taken, `counted` such space that
-    is a refcount block, by its index, and counts itself. `entries` are table entries by file offset, `tables`
-    whole new pages of tables, `released` is what nothing of this names any more.
-    `pages` are pinned until the end.
+    space kept. `places` is the space that was taken. `entries` are table
+    entries, `released` is what nothing of this names any more. `pages` are
+    pinned until the end.
     """
 
     payload: list[Piece] = field(default_factory=lambda: list[Piece]())
@@ -44,16 +42,14 @@ class Plan:
     zeros: list[Range] = field(default_factory=lambda: list[Range]())
     exclusive: bool = False
     places: list[Place] = field(default_factory=lambda: list[Place]())
-    counted: dict[int, Place] = field(default_factory=lambda: dict[int, Place]())
     entries: dict[int, int] = field(default_factory=lambda: dict[int, int]())
-    tables: dict[int, bytes] = field(default_factory=lambda: dict[int, bytes]())
     released: list[Range] = field(default_factory=lambda: list[Range]())
     pages: set[int] = field(default_factory=lambda: set[int]())
 
     @property
+    @abstractmethod
     def changes_nothing(self) -> bool:
         """Whether there is nothing to do at all."""
-        return not (self.payload or self.zeros or self.entries or self.places)
 
     def add_payload(self, guest_offset: int, length: int, file_offset: int) -> None:
         """Add a piece, joined to the one before where it continues it."""

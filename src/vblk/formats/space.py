@@ -1,12 +1,13 @@
-"""The free space of a file: what a new cluster may take, and how safe it is.
+"""The free space of a file: what a new cluster or block may take, and how safe it is.
 
 Owns: which ranges nobody uses, and their class. It must not know tables, nor
 when anything becomes durable: it is told. All offsets and lengths are multiples
 of one unit.
 
     fresh   added to the file in this session, and nothing was written to it: it
-            reads as zeros.
-    stale   held something once: whoever takes it writes or zeroes all of it.
+            reads as zeros, so it may be mapped before data in it is durable.
+    stale   held something once. Whoever takes it writes or zeroes all of it, and
+            makes that durable before the mapping may become so.
 
 Ordering rule: freed space passes through the deferred list. It becomes stale
 space when the change of its former owner is durable, and every reader that may
@@ -97,6 +98,22 @@ class Space:
         self._stale.remove(start, end)
         self._fresh.remove(start, end)
 
+    def try_take_at(self, file_offset: int, length: int) -> Place | None:
+        """Take this range, or return None: part of it is not free."""
+        end = file_offset + length
+        parts = (*self._stale.within(file_offset, end), *self._fresh.within(file_offset, end))
+        if sum(stop - start for start, stop in parts) < length:
+            return None
+        self.take_exactly(file_offset, end)
+        return Place(file_offset, length, fresh=False)
+
+    def free_ranges(self) -> list[tuple[int, int]]:
+        """Return (start, end) of all that is free, ascending."""
+        free = RangeSet()
+        for start, end in (*self._stale.ranges(), *self._fresh.ranges()):
+            free.add(start, end)
+        return free.ranges()
+
     def put_back(self, place: Place) -> None:
         """Take back a range to which nothing was written."""
         if place.fresh:
@@ -119,6 +136,11 @@ class Space:
         self._fresh.add(self.file_size, file_size)
         self.file_size = file_size
 
+    def shortened(self, file_size: int) -> None:
+        """Take note that the file will end at `file_size`: what is behind is free, and nobody's."""
+        self.take_exactly(file_size, self.file_size)
+        self.file_size = file_size
+
     def defer(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Take (file offset, length) ranges whose release is durable, for when their readers are gone."""
         ranges = list(ranges)
@@ -136,15 +158,10 @@ class Space:
     @property
     def free_bytes(self) -> int:
         """Bytes that could be taken without making the file longer."""
-        return sum(end - start for free in (self._stale, self._fresh) for start, end in free.ranges())
+        return sum(end - start for start, end in self.free_ranges())
 
     @property
     def used_end(self) -> int:
         """The file offset behind which everything is free, so that the file could be cut there."""
-        end = self.file_size
-        tails = sorted((*self._stale.ranges(), *self._fresh.ranges()), reverse=True)
-        for start, stop in tails:
-            if stop != end:
-                break
-            end = start
-        return end
+        free = self.free_ranges()
+        return free[-1][0] if free and free[-1][1] == self.file_size else self.file_size

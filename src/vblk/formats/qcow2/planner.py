@@ -21,7 +21,7 @@ from typing import Protocol
 
 from vblk.errors import CorruptImage, Reason
 from vblk.extent import Missing
-from vblk.formats.plan import NeedsRoom, Piece, Plan
+from vblk.formats.plan import NeedsRoom, Piece
 from vblk.formats.qcow2.counts import set_count
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.layout import (
@@ -33,6 +33,7 @@ from vblk.formats.qcow2.layout import (
     ZERO,
     Geometry,
 )
+from vblk.formats.qcow2.plan import Plan
 from vblk.formats.qcow2.tables import Pages, entry_at, entry_offset, missing, require_aligned, table_offset
 from vblk.formats.space import Place, Space
 

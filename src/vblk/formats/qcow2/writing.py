@@ -21,13 +21,13 @@ Source: docs/interop/qcow2.txt, "Host cluster management", "Cluster mapping".
 import enum
 from collections.abc import Callable, Mapping
 
-from vblk.formats.plan import Plan
+from vblk.formats.edits import EditedPages, PageStore
 from vblk.formats.qcow2.counts import count_max, get_count, set_count
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.layout import ENTRY_SIZE
+from vblk.formats.qcow2.plan import Plan
 from vblk.formats.qcow2.planner import Answer, Planner
 from vblk.formats.space import Space
-from vblk.formats.vhdx.edits import EditedPages, PageStore
 
 
 class Rank(enum.IntEnum):

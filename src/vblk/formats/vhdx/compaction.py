@@ -22,6 +22,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 
+from vblk.formats.space import Place
 from vblk.formats.vhdx.bat import BITMAP_PRESENT, Geometry, State
 from vblk.formats.vhdx.bitmap import bit_runs
 from vblk.formats.vhdx.layout import (
@@ -32,7 +33,6 @@ from vblk.formats.vhdx.layout import (
     SECTOR_BITMAP_SIZE,
 )
 from vblk.formats.vhdx.planner import Answer, Blocks, Planner, bit_pages, block_bits
-from vblk.formats.vhdx.space import Place
 from vblk.units import MIB
 
 

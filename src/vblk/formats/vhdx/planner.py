@@ -16,6 +16,9 @@ from typing import Protocol
 from vblk.codec.ranges import RangeSet
 from vblk.errors import CorruptImage
 from vblk.extent import Missing
+from vblk.formats.edits import EditedPages
+from vblk.formats.plan import NeedsRoom, Piece
+from vblk.formats.space import Place
 from vblk.formats.vhdx.bat import (
     BITMAP_PRESENT,
     Fault,
@@ -26,7 +29,6 @@ from vblk.formats.vhdx.bat import (
     payload_fault,
 )
 from vblk.formats.vhdx.bitmap import all_set
-from vblk.formats.vhdx.edits import EditedPages
 from vblk.formats.vhdx.layout import (
     BAT_ENTRY_SIZE,
     BAT_OFFSET_MASK,
@@ -35,8 +37,8 @@ from vblk.formats.vhdx.layout import (
     PAGE_SIZE,
     SECTOR_BITMAP_SIZE,
 )
-from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Piece, Plan, SectorRun
-from vblk.formats.vhdx.space import Place, Space
+from vblk.formats.vhdx.plan import NeedsBitmap, Plan, SectorRun
+from vblk.formats.vhdx.space import Space
 from vblk.units import FileOffset, align_down, align_up
 
 Answer = Plan | Missing | NeedsRoom | NeedsBitmap

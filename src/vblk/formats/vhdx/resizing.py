@@ -16,8 +16,8 @@ Source: [MS-VHDX] "BAT", "Virtual Disk Size".
 
 from collections.abc import Iterator
 
+from vblk.formats.edits import EditedPages, Range
 from vblk.formats.vhdx.bat import BITMAP_PRESENT, Geometry, State
-from vblk.formats.vhdx.edits import EditedPages, Range
 from vblk.formats.vhdx.layout import (
     BAT_ENTRIES_PER_PAGE,
     BAT_ENTRY_SIZE,

@@ -23,10 +23,10 @@ Source: [MS-VHDX] "Payload BAT Entry States", "Sector Bitmap Blocks".
 from collections.abc import Iterable
 
 from vblk.errors import CorruptImage
+from vblk.formats.edits import EditedPages
 from vblk.formats.vhdx.bat import Fault, Geometry, Placement, State
 from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
 from vblk.formats.vhdx.check import Survey, writing_refused
-from vblk.formats.vhdx.edits import EditedPages
 from vblk.formats.vhdx.image import VhdxImage
 from vblk.formats.vhdx.layout import BAT_ENTRY_SIZE, BAT_OFFSET_MASK, BAT_STATE_MASK, PAGE_SIZE
 from vblk.formats.vhdx.plan import Plan, SectorRun

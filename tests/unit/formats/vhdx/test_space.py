@@ -2,9 +2,10 @@
 
 import random
 
+from vblk.formats.space import Place
 from vblk.formats.vhdx.bat import Reserved
 from vblk.formats.vhdx.ownership import Owner, OwnershipTable
-from vblk.formats.vhdx.space import EXTENSION_MIN, Place, Space
+from vblk.formats.vhdx.space import EXTENSION_MIN, Space
 from vblk.units import GIB, MIB
 
 RESERVED = (Reserved(0, MIB, "header area"), Reserved(MIB, 2 * MIB, "log"), Reserved(90 * MIB, 95 * MIB, "x"))

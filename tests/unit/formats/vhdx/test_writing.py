@@ -8,11 +8,12 @@ import pytest
 
 from vblk.errors import CorruptImage
 from vblk.extent import Missing
+from vblk.formats.edits import EditedPages
+from vblk.formats.plan import NeedsRoom, Piece
 from vblk.formats.vhdx.bat import BITMAP_PRESENT, Geometry, Placement, Reserved, State
 from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
-from vblk.formats.vhdx.edits import EditedPages
 from vblk.formats.vhdx.ownership import Owner, OwnershipTable
-from vblk.formats.vhdx.plan import NeedsBitmap, NeedsRoom, Piece, Plan
+from vblk.formats.vhdx.plan import NeedsBitmap, Plan
 from vblk.formats.vhdx.space import Space
 from vblk.formats.vhdx.writing import BlockWriter
 from vblk.runtime.page_cache import PageCache
