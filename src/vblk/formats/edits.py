@@ -10,6 +10,7 @@ so that what is being logged stays as it was. A page is pinned until it is
 applied: nobody may read its place in the file before.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -146,3 +147,33 @@ class EditedPages:
 
     def _holds(self, offset: int) -> bool:
         return offset in self._dirty or offset in self._logging or offset in self._unapplied
+
+
+class PageEditor:
+    """Pages under edit, each copied once however many edits it takes."""
+
+    def __init__(self, edits: EditedPages) -> None:
+        self._edits = edits
+        self._open: dict[int, bytearray] = {}
+
+    def at(self, offset: int) -> bytearray:
+        """Return the page, to be changed in place; it is in memory."""
+        page = self._open.get(offset)
+        if page is None:
+            present = self._edits.store.get(offset)
+            assert present is not None, "a plan pins the pages that it edits"
+            page = self._open[offset] = bytearray(present)
+        return page
+
+    def peek(self, offset: int) -> bytes | bytearray | None:
+        """Return the page as it is now, or None: not in memory."""
+        return self._open.get(offset) or self._edits.store.get(offset)
+
+    def opened(self) -> Iterable[tuple[int, bytearray]]:
+        """Return all pages under edit, by their file offsets."""
+        return self._open.items()
+
+    def finish(self) -> None:
+        """Let what was changed be the pages from now on."""
+        for offset, page in self._open.items():
+            self._edits.edit(offset, bytes(page))

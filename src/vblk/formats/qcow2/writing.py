@@ -21,7 +21,7 @@ Source: docs/interop/qcow2.txt, "Host cluster management", "Cluster mapping".
 import enum
 from collections.abc import Callable, Mapping
 
-from vblk.formats.edits import EditedPages, PageStore
+from vblk.formats.edits import EditedPages, PageEditor, PageStore
 from vblk.formats.qcow2.counts import count_max, get_count, set_count
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.layout import ENTRY_SIZE
@@ -127,7 +127,7 @@ class ClusterWriter:
     def commit(self, plan: Plan) -> None:
         """Edit the tables: the plan's bytes are written, if not yet durable."""
         geometry = self.image.geometry
-        pages = _Pages(self.edits)
+        pages = PageEditor(self.edits)
         for place in plan.places:
             for cluster in geometry.clusters_of(place.file_offset, place.length):
                 self._change_count(pages, cluster, _first_reference)
@@ -163,12 +163,12 @@ class ClusterWriter:
 
     def drop_reference(self, cluster: int) -> bool:
         """Count one reference less on a cluster whose count page is in memory; true: none is left."""
-        pages = _Pages(self.edits)
+        pages = PageEditor(self.edits)
         left = self._change_count(pages, cluster, lambda count: count - 1)
         pages.finish()
         return left == 0
 
-    def _change_count(self, pages: "_Pages", cluster: int, change: Callable[[int], int]) -> int:
+    def _change_count(self, pages: PageEditor, cluster: int, change: Callable[[int], int]) -> int:
         """Change a count in the page, if it is counted anywhere, and return it."""
         page_offset = self.count_page(cluster)
         if page_offset is None:
@@ -190,23 +190,3 @@ class ClusterWriter:
 def _first_reference(count: int) -> int:
     assert count == 0, "space that is free has no references"
     return 1
-
-
-class _Pages:
-    """Pages under edit, each copied once however many edits it takes."""
-
-    def __init__(self, edits: EditedPages) -> None:
-        self._edits = edits
-        self._open: dict[int, bytearray] = {}
-
-    def at(self, offset: int) -> bytearray:
-        page = self._open.get(offset)
-        if page is None:
-            present = self._edits.store.get(offset)
-            assert present is not None, "a plan pins the pages that it edits"
-            page = self._open[offset] = bytearray(present)
-        return page
-
-    def finish(self) -> None:
-        for offset, page in self._open.items():
-            self._edits.edit(offset, bytes(page))

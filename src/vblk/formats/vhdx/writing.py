@@ -20,10 +20,8 @@ only when the edit is durable.
 Source: [MS-VHDX] "Payload BAT Entry States", "Sector Bitmap Blocks".
 """
 
-from collections.abc import Iterable
-
 from vblk.errors import CorruptImage
-from vblk.formats.edits import EditedPages
+from vblk.formats.edits import EditedPages, PageEditor
 from vblk.formats.vhdx.bat import Fault, Geometry, Placement, State
 from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
 from vblk.formats.vhdx.check import Survey, writing_refused
@@ -132,7 +130,7 @@ class BlockWriter:
 
     def commit(self, plan: Plan) -> None:
         """Edit the metadata: the plan's bytes are written, if not yet durable."""
-        pages = _Pages(self.edits)
+        pages = PageEditor(self.edits)
         for index, entry in plan.entries.items():
             self._put_entry(pages, index, entry)
         for run in plan.runs:
@@ -174,12 +172,12 @@ class BlockWriter:
             self.edits.store.unpin(at)
         plan.pages = set()
 
-    def _put_entry(self, pages: "_Pages", index: int, entry: int) -> None:
+    def _put_entry(self, pages: PageEditor, index: int, entry: int) -> None:
         at = self.geometry.entry_offset(index)
         start = at & (PAGE_SIZE - 1)
         pages.at(at - start)[start : start + BAT_ENTRY_SIZE] = entry.to_bytes(BAT_ENTRY_SIZE, "little")
 
-    def _drop_strays(self, pages: "_Pages") -> None:
+    def _drop_strays(self, pages: PageEditor) -> None:
         """Let entries of blocks without data name no place but one that they own."""
         bat = range(self.geometry.bat_offset, self.geometry.entry_offset(self.geometry.entries))
         for at, page in pages.opened():
@@ -191,7 +189,7 @@ class BlockWriter:
                 if state in (State.NOT_PRESENT, State.ZERO) or place not in self._anchors:
                     page[start : start + BAT_ENTRY_SIZE] = state.to_bytes(BAT_ENTRY_SIZE, "little")
 
-    def _put_run(self, pages: "_Pages", run: SectorRun) -> None:
+    def _put_run(self, pages: PageEditor, run: SectorRun) -> None:
         geometry = self.geometry
         if run.fresh_block:
             for at, bit, count in bit_pages(run.bitmap_offset, *block_bits(geometry, run.block)):
@@ -213,29 +211,3 @@ class BlockWriter:
         entry = int.from_bytes(bat_page[start : start + BAT_ENTRY_SIZE], "little")
         if entry & BAT_STATE_MASK == State.PARTIALLY_PRESENT:
             self._put_entry(pages, index, entry & BAT_OFFSET_MASK | State.FULLY_PRESENT)
-
-
-class _Pages:
-    """Pages under edit, each copied once however many edits it takes."""
-
-    def __init__(self, edits: EditedPages) -> None:
-        self._edits = edits
-        self._open: dict[int, bytearray] = {}
-
-    def at(self, offset: int) -> bytearray:
-        page = self._open.get(offset)
-        if page is None:
-            present = self._edits.store.get(offset)
-            assert present is not None, "a plan pins the pages that it edits"
-            page = self._open[offset] = bytearray(present)
-        return page
-
-    def peek(self, offset: int) -> bytes | bytearray | None:
-        return self._open.get(offset) or self._edits.store.get(offset)
-
-    def opened(self) -> Iterable[tuple[int, bytearray]]:
-        return self._open.items()
-
-    def finish(self) -> None:
-        for offset, page in self._open.items():
-            self._edits.edit(offset, bytes(page))
