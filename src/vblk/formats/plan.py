@@ -64,8 +64,14 @@ class Plan(ABC):
         self.payload.append(Piece(guest_offset, length, file_offset))
 
 
+class Need:
+    """What must be made before there can be a plan."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class NeedsRoom:
+class NeedsRoom(Need):
     """The file, `file_size` bytes long, must be extended so that a range of `length` bytes can be taken."""
 
     length: int

@@ -131,6 +131,10 @@ class Space:
         step = align_down(min(max(self.file_size // 8, EXTENSION_MIN), EXTENSION_MAX), self._unit)
         return self.file_size + max(step, align_up(length, self._unit))
 
+    def least_extension(self, length: int) -> int:
+        """Return how long the file must become at least so that a range of `length` bytes is fresh."""
+        return self.file_size + align_up(length, self._unit)
+
     def extended(self, file_size: int) -> None:
         """Take note that the file was made longer."""
         self._fresh.add(self.file_size, file_size)

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from vblk.errors import CorruptImage, Reason
 from vblk.extent import Missing
-from vblk.formats.plan import NeedsRoom, Piece
+from vblk.formats.plan import Need, NeedsRoom, Piece
 from vblk.formats.qcow2.counts import set_count
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.layout import (
@@ -39,21 +39,21 @@ from vblk.formats.space import Place, Space
 
 
 @dataclass(frozen=True, slots=True)
-class NeedsTable:
+class NeedsTable(Need):
     """The L2 table of an L1 entry must be made, or made this image's own, first."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
-class NeedsCounts:
+class NeedsCounts(Need):
     """The refcount block of a refcount table entry must be made first."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
-class NeedsCountTable:
+class NeedsCountTable(Need):
     """The refcount table must reach as far as an entry first."""
 
     index: int

@@ -48,7 +48,7 @@ class Plan(plan.Plan):
 
 
 @dataclass(frozen=True, slots=True)
-class NeedsBitmap:
+class NeedsBitmap(plan.Need):
     """The sector bitmap of a chunk must be made first."""
 
     chunk: int
