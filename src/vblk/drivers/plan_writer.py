@@ -118,6 +118,22 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
         """Make everything durable that has returned."""
 
     @abstractmethod
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool, no_fallback: bool) -> None:
+        """Make a range read as zeros; see `Node.write_zeroes`."""
+
+    @abstractmethod
+    async def discard(self, offset: int, length: int) -> None:
+        """Forget a range; see `Node.discard`."""
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """Make everything durable, and the file as it is to be."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the session and cut the file behind what is used. Idempotent."""
+
+    @abstractmethod
     async def _survey(self) -> AnyPlanner:
         """Look through the whole image, for its planner."""
 

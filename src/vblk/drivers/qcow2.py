@@ -1,24 +1,22 @@
 """qcow2 as a node: the shell around the pure map.
 
-Owns: loading the pages of tables that a lookup asks for, unpacking compressed
-clusters, the options of a qcow2 node, and the change between reading and
-writing. What the bytes mean is `vblk.formats.qcow2`; where the backing file is,
-`vblk.drivers.qcow2_backing`; how the image is written, `vblk.drivers.qcow2_writer`,
-which is loaded when it is first needed.
+Owns: unpacking compressed clusters, the options of a qcow2 node, and which image
+may be written. What the bytes mean is `vblk.formats.qcow2`; where the backing
+file is, `vblk.drivers.qcow2_backing`; how the image is written,
+`vblk.drivers.qcow2_writer`, which is loaded when it is first needed.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vblk.drivers.plan_node import PlanNode
 from vblk.errors import BlockError, CorruptImage, OutOfRange, Reason, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.qcow2 import Qcow2Image, Snapshot, load_image, read_snapshots, unpack
 from vblk.graph.edge import Role
-from vblk.graph.mapper import Mapper
-from vblk.graph.node import Buffer, Node, Preallocation, Span
+from vblk.graph.node import Node, Preallocation
 from vblk.graph.site import Site
 from vblk.options import bind, check_children
 from vblk.runtime.page_cache import PageCache
@@ -37,17 +35,18 @@ class Options:
     """There are none of this driver's own in this version."""
 
 
-class Qcow2Node(Mapper):
+class Qcow2Node(PlanNode["Qcow2Writer"]):
     """A qcow2 image."""
 
     driver = "qcow2"
 
+    _writer: "Qcow2Writer | None"
+
     def __init__(self, name: str, filename: str, *, file: Node, image: Qcow2Image) -> None:
         """Show `image`, as it was loaded from `file`, for reading; `start_writing` does what it says."""
-        super().__init__(name, filename, read_only=True, file=file)
         page_size = image.geometry.page_size
-        self.pages: PageCache[bytes] = PageCache(page_size=page_size, limit_pages=CACHE_BYTES // page_size)
-        self._writer: Qcow2Writer | None = None
+        pages = PageCache[bytes](page_size=page_size, limit_pages=CACHE_BYTES // page_size)
+        super().__init__(name, filename, file=file, pages=pages)
         self.adopt(image)
 
     def adopt(self, image: Qcow2Image) -> None:
@@ -61,18 +60,6 @@ class Qcow2Node(Mapper):
         """The virtual size in bytes."""
         return self.image.header.size
 
-    @property
-    def writer(self) -> "Qcow2Writer":
-        """The writing side.
-
-        Raises:
-            ReadOnly: The image is open for reading only.
-        """
-        if self._writer is None:
-            self.require_writable()
-        assert self._writer is not None
-        return self._writer
-
     def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
         """Translate through L1 and L2 tables."""
         return self.image.map.lookup(offset, length, self.pages, self._file.size)
@@ -81,23 +68,8 @@ class Qcow2Node(Mapper):
         """Find a range inside one plain cluster whose tables are in memory."""
         return self.image.map.locate(offset, length, self.pages, self._file.size)
 
-    async def load(self, missing: Missing, pins: ExitStack) -> None:
-        """Read pages of tables."""
-        size = self.pages.page_size
-        for start, length in missing.ranges:
-            pins.enter_context(self.pages.pinned(range(start, start + length, size)))
-            data = (await self.read_tables(start, length)).ljust(length, b"\0")
-            for at in range(0, length, size):
-                if start + at not in self.pages:  # edited meanwhile: what is in memory is newer
-                    self.pages.put(start + at, data[at : at + size])
-
-    async def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Read through the whole chain; what is being read is not used anew meanwhile."""
-        if self._writer is None:
-            await super().read_into(offset, buffer)
-            return
-        with self._writer.reading():
-            await super().read_into(offset, buffer)
+    async def _read_pages(self, start: int, length: int) -> bytes:
+        return (await self.read_tables(start, length)).ljust(length, b"\0")
 
     async def read_encoded(self, offset: int, buffer: memoryview) -> None:
         """Unpack the clusters of a range; those that were written meanwhile are read."""
@@ -127,35 +99,6 @@ class Qcow2Node(Mapper):
         except BlockError as error:
             error.filename, error.offset = self.filename, start
             raise
-
-    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Write payload, taking space for it where it has none."""
-        await self.writer.write(offset, data)
-        if fua:
-            await self.flush()
-
-    def place(self, offset: int, length: int) -> AbstractAsyncContextManager[list[Span]]:
-        """Make room for a range; see `Node.place`."""
-        return self.writer.place(offset, length)
-
-    async def write_zeroes(
-        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
-    ) -> None:
-        """Make a range read as zeros; see `Node.write_zeroes`."""
-        await self.writer.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback)
-        if fua:
-            await self.flush()
-
-    async def discard(self, offset: int, length: int) -> None:
-        """Forget a range: whole clusters read as zeros then; see `Node.discard`."""
-        await self.writer.discard(offset, length)
-
-    async def flush(self) -> None:
-        """Bring payload and tables to stable storage."""
-        if self._writer is None:
-            await self._file.flush()
-        else:
-            await self._writer.flush()
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
@@ -189,26 +132,16 @@ class Qcow2Node(Mapper):
         self._writer = Qcow2Writer(self)
         self.read_only = False
 
-    async def reopen(self, *, read_only: bool) -> None:
-        """Change between reading only and writing."""
-        if read_only == self.read_only:
-            return
-        if read_only:
-            await self.writer.close()
-            self._writer = None
-            self.read_only = True
-        else:
-            image = await load_image(self.read_tables, self._file.size, filename=self.filename)
-            self.pages.clear()
-            self.adopt(image)
-            await self.start_writing()
+    async def _load_again(self) -> None:
+        image = await load_image(self.read_tables, self._file.size, filename=self.filename)
+        self.pages.clear()
+        self.adopt(image)
 
     async def check(self) -> "CheckReport":
         """Count all references of the whole image and compare."""
         from vblk.formats.qcow2.check import check_image
 
-        if self._writer is not None:
-            await self._writer.settle()
+        await self._settle()
         return await check_image(self.image, self.read_tables, self._file.size)
 
     async def snapshots(self) -> list[Snapshot]:
@@ -219,19 +152,6 @@ class Qcow2Node(Mapper):
     def info(self) -> Mapping[str, Any]:
         """Return what `vblk info` shows under "Format specific information"."""
         return self.image.describe()
-
-    async def close(self) -> None:
-        """End writing, and forget the pages.
-
-        Raises:
-            NodeFailed: Writing had failed.
-        """
-        writer, self._writer = self._writer, None
-        try:
-            if writer is not None:
-                await writer.close()
-        finally:
-            self.pages.clear()
 
     async def read_tables(self, offset: int, length: int) -> bytes:
         """Read from the file, as it stands there; short at its end."""

@@ -1,9 +1,9 @@
 """VHDX as a node: the shell around the pure reader.
 
-Owns: loading the pages of metadata that a lookup asks for, the options of a VHDX
-node, and the change between reading and writing. What the bytes mean is
-`vblk.formats.vhdx`; who the parent is, `vblk.drivers.vhdx_parent`; how it is
-written, `vblk.drivers.vhdx_writer`, which is loaded when it is first needed.
+Owns: the options of a VHDX node, the short ways to blocks that are there, and which
+image may be written. What the bytes mean is `vblk.formats.vhdx`; who the parent is,
+`vblk.drivers.vhdx_parent`; how it is written, `vblk.drivers.vhdx_writer`, which is
+loaded when it is first needed.
 
 Ordering rule: every metadata range that is loaded passes through the overlay of
 the replayed log before anyone looks at it. A log is replayed in place only after
@@ -11,16 +11,16 @@ everything was found sound through that overlay.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vblk.drivers.plan_node import PlanNode
 from vblk.errors import OptionError
 from vblk.extent import Extent, Missing
 from vblk.formats.vhdx import Candidate, VhdxImage, load_image
 from vblk.graph.edge import Role
-from vblk.graph.mapper import INLINE_MAX, Mapper
-from vblk.graph.node import Buffer, Node, Preallocation, Span
+from vblk.graph.mapper import INLINE_MAX
+from vblk.graph.node import Buffer, Node, Preallocation
 from vblk.graph.site import ChainRules, Site
 from vblk.options import bind, check_children
 from vblk.runtime.page_cache import PageCache
@@ -68,17 +68,18 @@ class Options:
     unfinished: bool = False
 
 
-class VhdxNode(Mapper):
+class VhdxNode(PlanNode["VhdxWriter"]):
     """A VHDX image."""
 
     driver = "vhdx"
 
+    _writer: "VhdxWriter | None"
+
     def __init__(self, name: str, filename: str, *, file: Node, image: VhdxImage) -> None:
         """Show `image`, as it was loaded from `file`, for reading; `start_writing` does what it says."""
-        super().__init__(name, filename, read_only=True, file=file)
-        self.pages: PageCache[bytes] = PageCache(page_size=PAGE, limit_pages=CACHE_PAGES)
+        pages = PageCache[bytes](page_size=PAGE, limit_pages=CACHE_PAGES)
+        super().__init__(name, filename, file=file, pages=pages)
         self.search: Search | None = None
-        self._writer: VhdxWriter | None = None
         self.adopt(image)
 
     def adopt(self, image: VhdxImage) -> None:
@@ -97,18 +98,6 @@ class VhdxNode(Mapper):
     def size(self) -> int:
         """The virtual size in bytes."""
         return self._size
-
-    @property
-    def writer(self) -> "VhdxWriter":
-        """The writing side.
-
-        Raises:
-            ReadOnly: The image is open for reading only.
-        """
-        if self._writer is None:
-            self.require_writable()
-        assert self._writer is not None
-        return self._writer
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once: the short way for a range inside a block that was read before."""
@@ -135,55 +124,13 @@ class VhdxNode(Mapper):
             self._block_starts[offset >> self._block_shift] = file_offset - (offset & self._within_block)
         return file_offset
 
-    async def load(self, missing: Missing, pins: ExitStack) -> None:
+    async def _read_pages(self, start: int, length: int) -> bytes:
         """Read metadata pages, as they are after the log's replay."""
-        for start, length in missing.ranges:
-            pins.enter_context(self.pages.pinned(range(start, start + length, PAGE)))
-            data = self.image.patch(start, await read_up_to(self._file, start, length))
-            for at in range(0, length, PAGE):
-                if start + at not in self.pages:  # edited meanwhile: what is in memory is newer
-                    self.pages.put(start + at, data[at : at + PAGE])
-
-    async def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Read through the whole chain; what is being read is not used anew meanwhile."""
-        if self._writer is None:
-            await super().read_into(offset, buffer)
-            return
-        with self._writer.reading():
-            await super().read_into(offset, buffer)
+        return self.image.patch(start, await self.read_metadata(start, length))
 
     def try_write(self, offset: int, data: Buffer) -> bool:
         """Write at once to a block that is there; see `Node.try_write`."""
         return (self._writer or self.writer).try_write(offset, data)
-
-    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Write payload, taking space for it where it has none."""
-        await self.writer.write(offset, data)
-        if fua:
-            await self.flush()
-
-    def place(self, offset: int, length: int) -> AbstractAsyncContextManager[list[Span]]:
-        """Make room for a range; see `Node.place`."""
-        return self.writer.place(offset, length)
-
-    async def write_zeroes(
-        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
-    ) -> None:
-        """Make a range read as zeros; see `Node.write_zeroes`."""
-        await self.writer.write_zeroes(offset, length, unmap=unmap, no_fallback=no_fallback)
-        if fua:
-            await self.flush()
-
-    async def discard(self, offset: int, length: int) -> None:
-        """Forget a range: whole blocks read as zeros then; see `Node.discard`."""
-        await self.writer.discard(offset, length)
-
-    async def flush(self) -> None:
-        """Bring payload and metadata to stable storage."""
-        if self._writer is None:
-            await self._file.flush()
-        else:
-            await self._writer.flush()
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
@@ -199,19 +146,10 @@ class VhdxNode(Mapper):
         self._writer = VhdxWriter(self)
         self.read_only = False
 
-    async def reopen(self, *, read_only: bool) -> None:
-        """Change between reading only and writing."""
-        if read_only == self.read_only:
-            return
-        if read_only:
-            await self.writer.close()
-            self._writer = None
-            self.read_only = True
-        else:
-            image = await load_writable(self._file, self.filename)
-            self.pages.clear()
-            self.adopt(image)
-            await self.start_writing()
+    async def _load_again(self) -> None:
+        image = await load_writable(self._file, self.filename)
+        self.pages.clear()
+        self.adopt(image)
 
     async def check(self) -> "CheckReport":
         """Check the whole image, as it reads after the log's replay."""
@@ -227,26 +165,9 @@ class VhdxNode(Mapper):
         await self._settle()
         await scan_image(self.image, self.read_metadata)
 
-    async def _settle(self) -> None:
-        if self._writer is not None:
-            await self._writer.settle()
-
     def info(self) -> Mapping[str, Any]:
         """Return what `vblk info` shows under "Format specific information"."""
         return self.image.describe()
-
-    async def close(self) -> None:
-        """End writing, and forget the pages.
-
-        Raises:
-            NodeFailed: Writing had failed; the log is left to be replayed.
-        """
-        writer, self._writer = self._writer, None
-        try:
-            if writer is not None:
-                await writer.close()
-        finally:
-            self.pages.clear()
 
     async def make_empty(self) -> None:
         """Let everything be the parent's again; see `Mapper.make_empty`."""
