@@ -20,8 +20,22 @@ from vblk.testing import Action, Effort, Fault, Operation
 
 LAST = Effort(bound=16, samples=4, corners=4) if NIGHTLY else Effort(4, 1, 1, instants=3)
 CHANGES = (Action.WRITE, Action.ZERO, Action.DISCARD, Action.RESIZE)
+
+
+async def compact(session: Session) -> None:
+    """Empty blocks low in the file, and compact."""
+    disk = session.disk
+    for block in range(6):
+        await disk.write(block * BLOCK + 64 * KIB, 4 * KIB)
+    await disk.flush()
+    await disk.write_zeroes(BLOCK, 2 * BLOCK, unmap=True)
+    await session.compact()
+    await disk.write(3 * BLOCK, 4 * KIB)
+    await disk.flush()
+
+
 SCENARIOS: dict[str, Callable[[Session], Awaitable[None]]] = {
-    scenario.__name__: scenario for scenario in (allocate, reuse, reopened, resize)
+    scenario.__name__: scenario for scenario in (allocate, reuse, reopened, resize, compact)
 }
 
 
