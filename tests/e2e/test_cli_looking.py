@@ -147,7 +147,6 @@ def test_measure_checks_its_words_in_order(tmp_path: Path) -> None:
         (["-f", "raw"], "--image-opts, -f, and -l require a filename argument."),
         (["-o", ","], "Invalid option list: ,"),
         (["-O", "foo", path], "Unknown file format 'foo'"),
-        (["-O", "vhdx", path], "Block driver 'vhdx' does not support size measurement"),
     ]
     for words, sentence in refusals:
         assert call("measure", *words).err == f"vblk: {sentence}\n"
