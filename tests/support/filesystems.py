@@ -28,8 +28,12 @@ def mounted(kind: str, size: int, folder: Path) -> Generator[Path, None, None]:
         file.truncate(size)
     place.mkdir()
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True, env=environment)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, env=environment)
+    if kind == "tmpfs":
+        mount = ["-t", "tmpfs", "-o", f"size={size}", "none"]
+    else:
+        subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True, env=environment)
+        mount = ["-o", "loop", str(image)]
+    subprocess.run(["mount", *mount, str(place)], check=True, env=environment)
     try:
         yield place
     finally:
