@@ -7,9 +7,10 @@ the disk by a step, modulo its size; steps are chosen so that each write of the
 allocating contest falls into a block of its own, and overwrites jump about.
 
 What is timed is the writes and flushes alone, by each side's own clock, neither
-opening nor closing. At depth 64 vblk's user is 64 tasks that share the offsets;
-whose turn it is to flush does so while the others go on, and qemu-img does the
-same (`--no-drain`). Afterwards both images must hold the same disk.
+opening nor closing. At depth 1 both wait for a flush before they go on. At depth
+64 vblk's user is 64 tasks that share the offsets; whose turn it is to flush does
+so while the others go on, and qemu-img does the same (`--no-drain`). Afterwards
+both images must hold the same disk.
 
 The images leave the page cache before the first turn, which is not counted, and
 come back page by page as they are written: in the large pieces that reading or
@@ -90,7 +91,9 @@ def by_qemu_img(image: Path, load: Load) -> float:
     command = ["qemu-img", "bench", "-w", "-f", "vhdx", "-t", "writeback", f"--pattern={PATTERN}"]
     command += ["-c", str(load.writes), "-d", str(load.depth), "-s", str(LENGTH), "-S", str(load.step)]
     if load.flush_every:
-        command += [f"--flush-interval={load.flush_every}", "--no-drain"]
+        command.append(f"--flush-interval={load.flush_every}")
+        if load.depth > 1:
+            command.append("--no-drain")
     done = subprocess.run([*command, image], capture_output=True, check=False)
     found = _COMPLETED.search(done.stdout)
     if done.returncode or found is None:
