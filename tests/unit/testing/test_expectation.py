@@ -89,3 +89,15 @@ def test_another_blocks_bytes_are_a_violation() -> None:
         expectation.judge(expectation.allowed(2), SIZE, {1: right[0]})
     with pytest.raises(Violation, match="bytes; allowed are"):
         expectation.judge(expectation.allowed(2), SIZE + PAGE, right)
+
+
+def test_a_discard_under_way_may_fall_on_what_is_written_into_zeros_meanwhile() -> None:
+    expectation = disk()
+    discard = Step(0, None, weak=True)
+    expectation.zero(discard, 0, SIZE)
+    expectation.write(Step(1, 2), 0, b"a" * SECTOR)
+    discard.ended = 4
+    expectation.write(Step(5, 6), SECTOR, b"a" * SECTOR)
+    expectation.flush(Step(7, 8))
+    assert allowed(expectation, 9) == {".", "a"}
+    assert allowed(expectation, 9, 1) == {"a"}
