@@ -5,12 +5,23 @@ and its log replays, even when the replay crashes.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.support.crash import SEED, SEEDS, Session, Workload, explore, images, see
+from tests.support.crash import (
+    EFFORT,
+    NIGHTLY,
+    SEED,
+    SEEDS,
+    Session,
+    Workload,
+    explore,
+    images,
+    see,
+)
 from tests.support.crash_workloads import (
     MAKE,
     WORKLOADS,
@@ -30,12 +41,12 @@ FEW = Effort(bound=16, samples=4, corners=8)
 """Enough to see that something is wrong near an instant."""
 
 
-def crash(folder: Path, make: str, workload: Workload, seed: int) -> None:
+def crash(folder: Path, make: str, workload: Workload, seed: int, effort: Effort = EFFORT) -> None:
     async def main() -> None:
         image = await (wide if make == "wide" else MAKE[make])(folder)
         session = Session(image.files, image.chain, image.disk, seed=seed)
         await session.run(workload)
-        await explore(session, folder, seed=seed)
+        await explore(session, folder, seed=seed, effort=effort)
 
     asyncio.run(main())
 
@@ -79,7 +90,7 @@ def test_no_crash_meets_a_full_log_at_a_bad_time(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_crash_meets_a_log_that_went_round_too_early(tmp_path: Path, seed: int) -> None:
-    crash(tmp_path, "wide", fill_log, seed)
+    crash(tmp_path, "wide", fill_log, seed, replace(EFFORT, instants=100 if NIGHTLY else 12))
 
 
 def test_no_crash_finds_the_log_gone_that_a_killed_process_was_done_with(tmp_path: Path) -> None:
