@@ -25,7 +25,7 @@ from vblk.graph.registry import Graph
 from vblk.testing import Content, Effort, Explorer
 
 MIB = 1 << 20
-SEEDS = range(SEED, SEED + (32 if NIGHTLY else 3))
+SEEDS = range(SEED, SEED + (6 if NIGHTLY else 3))
 FEW = Effort(bound=8, samples=2, corners=4, instants=60)
 EFFORT = Effort(bound=16, samples=4, corners=6, instants=80)
 
