@@ -159,7 +159,7 @@ def numbers_entries_anew(patch: pytest.MonkeyPatch) -> None:
     compose = Journal.compose
 
     def tailed(self: Any, pages: Any, lengths: Any) -> Any:
-        if self._head:
+        if not self.pass_is_empty:
             self._sequence += 1  # a gap: the entries of a pass are no run any more
         return compose(self, pages, lengths)
 

@@ -345,16 +345,14 @@ class Judge:
     async def _ask_qemu(self, content: Content, seen: Seen) -> None:
         """See that QEMU finds the same disk in an image, after it replayed the log if there is one.
 
-        It does not make a file as long as its log says, and it replays what is left of a
-        pass that is over when the next one tore its beginning: so it is not asked then.
+        It does not make a file as long as its log says, so it is not asked then.
         """
 
         async def read(offset: int, length: int) -> bytes:
             return content.read(offset, max(0, min(length, content.length - offset)))
 
         image = await load_image(read, content.length, filename="crashed")
-        log = image.dirty_log
-        if image.target_length > content.length or (log is not None and not log.descriptors):
+        if image.target_length > content.length:
             return
         path = self._scratch / "crashed.vhdx"
         content.save(path)

@@ -72,7 +72,7 @@ class Expectation:
         self.current = content.copy()
         self._first = Step(-1, -1)
         self._values: dict[int, list[_Value]] = {}
-        self._weak: list[tuple[Step, range]] = []
+        self._zeroing: list[tuple[Step, range]] = []
         self._sizes = [_Size(self._first, content.length)]
         self._flushes: list[Step] = []
         self._durable: list[Step] = []
@@ -85,6 +85,8 @@ class Expectation:
     def zero(self, step: Step, offset: int, length: int) -> None:
         """Note that a range was to be zeros, or with a weak `step` may be."""
         first, last = offset // SECTOR, (offset + length - 1) // SECTOR
+        self._zeroing = [each for each in self._zeroing if each[0].ended is None]
+        self._zeroing.append((step, range(first, last + 1)))
         if step.weak:
             self._weakly_zero(step, range(first, last + 1))
             return
@@ -106,7 +108,7 @@ class Expectation:
     def forsake(self, at: int) -> None:
         """Note that the user was let down: what is not durable at `at` may never become so."""
         flushed = self._last_flush(at)
-        self._weak.clear()
+        self._zeroing.clear()
         steps = {value.step for values in self._values.values() for value in values}
         for step in steps | {each.step for each in self._sizes}:
             if not _covered(step, at, flushed):
@@ -174,14 +176,12 @@ class Expectation:
         for number in {*self.current.sectors(sectors.start), *self._values}:
             if number in sectors:
                 self._history(number).append(_Value(step, ZERO_SECTOR))
-        self._weak = [(each, where) for each, where in self._weak if each.ended is None]
-        self._weak.append((step, sectors))
 
     def _history(self, number: int) -> list[_Value]:
         values = self._values.get(number)
         if values is None:
-            # A discard that is under way may still fall on what is written into zeros meanwhile.
-            under_way = (step for step, where in self._weak if step.ended is None and number in where)
+            # Zeros that are under way may still fall on what is written into zeros meanwhile.
+            under_way = (step for step, where in self._zeroing if step.ended is None and number in where)
             zeros = [_Value(step, ZERO_SECTOR) for step in under_way]
             values = self._values[number] = [_Value(self._first, self.initial.sector(number)), *zeros]
         return values

@@ -44,6 +44,19 @@ def test_a_write_under_way_when_the_flush_began_is_not_demanded() -> None:
     assert allowed(expectation, 6) == {".", "a"}
 
 
+@pytest.mark.parametrize("weak", [False, True])
+def test_zeros_that_were_under_way_may_follow_a_write_that_began_later(weak: bool) -> None:
+    expectation = disk()
+    zeros = Step(0, weak=weak)
+    expectation.zero(zeros, 0, 4 * PAGE)
+    expectation.write(Step(1, 2), 0, b"a" * SECTOR)
+    zeros.ended = 3
+    expectation.write(Step(4, 5), SECTOR, b"b" * SECTOR)
+    expectation.flush(Step(6, 7))
+    assert allowed(expectation, 8) == {".", "a"}
+    assert allowed(expectation, 8, 1) == {"b"}
+
+
 def test_a_failed_write_stays_allowed_beside_what_replaced_it_at_the_same_time() -> None:
     expectation = disk()
     expectation.write(Step(0, None), 0, b"a" * SECTOR)

@@ -6,13 +6,13 @@ belong, and is told when they are durable.
 
 Ordering rule: a session works in passes.
 
-    | entry n | entry n+1 | entry n+2 | ... free ...            | parked |
-    0                                                  log length - 4096
+    | never used | entry n | entry n+1 | ... free ...           | parked |
+    0          4096                                    log length - 4096
 
 - The last sector is parked on: an empty entry there says "everything before me
   is in place". It is the head when a session begins, so that a log GUID is only
   ever published over a log with a valid entry.
-- A pass appends entries from the log's start. The tail of each is the start of
+- A pass appends entries from the log's second sector on. The tail of each is the start of
   the pass: after a crash the whole pass is replayed, and nothing that it replays
   has been overwritten.
 - When a pass is full, its pages are written to their places and flushed; then
@@ -25,8 +25,9 @@ around the log's end: that is allowed, and not every implementation replays it.
 A sequence number is left out between the parked entry and its neighbours, so
 that the two never form one sequence. Entries of a former pass stay where they are
 not overwritten. They are no part of the sequence by their numbers; but QEMU 7.2
-looks at these only from a sequence's third entry on, so the first entry of a pass
-never ends where an older one begins: it would be replayed behind it.
+looks at these only from a sequence's third entry on. So the first entry of a pass
+never ends where an older one begins, and no entry stands where the log goes on
+behind the parked one: it would be replayed, too.
 
 Source: [MS-VHDX] "Log", "Log Entry", "Log Sequence".
 """
@@ -54,6 +55,7 @@ from vblk.units import MIB
 PASS_SIZE_MAX = 16 * MIB
 """A pass takes no more of a large log: what it holds stays in memory until it is in place."""
 
+_PASS_START = PAGE_SIZE
 _ZERO_PAGE = bytes(PAGE_SIZE)
 _HALF = struct.Struct("<I")
 
@@ -90,10 +92,10 @@ class Journal:
         self.guid = guid
         self._offset = log_offset
         self._parking = log_length - PAGE_SIZE
-        self._pass_size = min(self._parking, PASS_SIZE_MAX)
-        self.pages_max = _pages_max(self._pass_size)
+        self._pass_end = min(self._parking, _PASS_START + PASS_SIZE_MAX)
+        self.pages_max = _pages_max(self._pass_end - _PASS_START)
         """The most pages that one entry can have."""
-        self._head = 0
+        self._head = _PASS_START
         self._sequence = 0
         self._pending: tuple[int, int, int] | None = None
         self._starts: set[int] = set()
@@ -102,11 +104,11 @@ class Journal:
     @property
     def pass_is_empty(self) -> bool:
         """Whether the parked entry is the head."""
-        return self._head == 0
+        return self._head == _PASS_START
 
     def fits(self, pages: int) -> bool:
         """Tell whether this pass has room for an entry of so many pages, at most `pages_max`."""
-        return self._head + _length_max(pages) <= self._pass_size
+        return self._head + _length_max(pages) <= self._pass_end
 
     def compose(self, pages: Mapping[int, bytes], lengths: Lengths) -> LogWrite:
         """Return the pass's next entry.
@@ -118,19 +120,20 @@ class Journal:
         assert self.fits(len(pages)), "the pass is full"
         assert self._sequence, "the log was never parked"
         sequence = self._sequence + (2 if self.pass_is_empty else 1)
-        data = encode_entry(pages, self.guid, sequence, tail=0, lengths=lengths)
+        data = encode_entry(pages, self.guid, sequence, tail=_PASS_START, lengths=lengths)
         position = self._head
         longer = 0
-        while pages and self.pass_is_empty and len(data) in self._starts:
+        while pages and self.pass_is_empty and position + len(data) in self._starts:
             longer += 1
-            data = encode_entry(pages, self.guid, sequence, tail=0, lengths=lengths, longer=longer)
-        assert len(data) <= self._parking, "an older entry begins behind the pass"
+            if position + len(data) + 2 * PAGE_SIZE > self._parking:
+                break  # an entry that begins there has no room for a page: replaying it does no harm
+            data = encode_entry(pages, self.guid, sequence, tail=_PASS_START, lengths=lengths, longer=longer)
         self._pending = (position, position + len(data), sequence)
         return LogWrite(self._offset + position, data)
 
     def park(self, lengths: Lengths) -> LogWrite:
         """Return the empty entry that ends a pass; all its pages are durable in place."""
-        assert self._head or not self._sequence, "the parked entry is the only head there is"
+        assert not self.pass_is_empty or not self._sequence, "the parked entry is the only head there is"
         sequence = self._sequence + 2
         data = encode_entry({}, self.guid, sequence, tail=self._parking, lengths=lengths)
         self._pending = (self._parking, self._parking + len(data), sequence)
@@ -142,7 +145,7 @@ class Journal:
         start, end, self._sequence = self._pending
         self._pending = None
         if start == self._parking:
-            self._head = 0
+            self._head = _PASS_START
             return
         self._head = end
         self._starts = {each for each in self._starts if not start <= each < end} | {start}
