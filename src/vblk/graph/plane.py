@@ -24,7 +24,7 @@ from vblk.units import KIB, MIB
 READS_AT_ONCE = 8
 """How many pieces of one request are read side by side."""
 
-PIECE_MAX = 16 * MIB
+PIECE_MAX = 32 * MIB
 """The most bytes moved by one call, so that cancellation and progress stay prompt."""
 
 BUFFER_MAX = 2 * MIB

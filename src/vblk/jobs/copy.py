@@ -5,7 +5,7 @@ salvage. It moves bytes by `Mover` where the kernel can carry them, else through
 memory; it knows no format and prints nothing.
 
 Ordering rule: unless out of order is allowed, a piece is written when all pieces
-before it are, but for the one just before it, which has begun, so the target
+before it are, but for the last two of them, which have begun, so the target
 grows like a file that is written from its start; what passes memory is read ahead
 meanwhile.
 """
@@ -42,8 +42,8 @@ SECTOR = 512
 ZEROS_LEFT_OUT = 4 * KIB
 DIFFERENCE_UNIT = 4 * KIB
 
-OVERLAP = 2
-"""How many pieces may be written at a time when order counts: one moves while the next is handed over."""
+OVERLAP = 3
+"""How many pieces may be written at a time when order counts: two move while the next is handed over."""
 
 _ZEROS = bytes(MEMORY_PIECE)
 
