@@ -263,7 +263,7 @@ def test_trouble_during_a_move_through_memory_leaves_old_or_new_bytes(mode: str)
 def test_trouble_during_a_move_in_the_kernel_leaves_a_target_that_can_be_moved_to(
     mode: str, tmp_path: Path
 ) -> None:
-    content = content_of(20 * MIB)
+    content = content_of(PIECE_MAX + 4 * MIB)
     (tmp_path / "source").write_bytes(content)
 
     async def scenario(plan: FaultPlan) -> None:
