@@ -20,7 +20,7 @@ from vblk.extent import Kind
 from vblk.filters import copy_on_read, snapshot
 from vblk.graph.edge import WRITING
 from vblk.graph.handle import Handle
-from vblk.graph.plane import BUFFER_MAX, Mover
+from vblk.graph.plane import BUFFER_MAX, PIECE_MAX, Mover
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_image, open_node
