@@ -24,14 +24,21 @@ class Violation(AssertionError):
 class Step:
     """One thing that the user did, with its instants; `ended` is None while it runs or if it failed.
 
-    `durable`: it was promised to be stable on its own. `weak`: it may as well
-    not have happened, however often it is flushed, as a discard.
+    `failed`: it is over, and what it did is not known. `durable`: it was promised
+    to be stable on its own. `weak`: it may as well not have happened, however
+    often it is flushed, as a discard.
     """
 
     began: int
     ended: int | None = None
     durable: bool = False
     weak: bool = False
+    failed: bool = False
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it may still do something."""
+        return self.ended is None and not self.failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class Expectation:
     def zero(self, step: Step, offset: int, length: int) -> None:
         """Note that a range was to be zeros, or with a weak `step` may be."""
         first, last = offset // SECTOR, (offset + length - 1) // SECTOR
-        self._zeroing = [each for each in self._zeroing if each[0].ended is None]
+        self._zeroing = [each for each in self._zeroing if each[0].under_way]
         self._zeroing.append((step, range(first, last + 1)))
         if step.weak:
             self._weakly_zero(step, range(first, last + 1))
@@ -181,7 +188,7 @@ class Expectation:
         values = self._values.get(number)
         if values is None:
             # Zeros that are under way may still fall on what is written into zeros meanwhile.
-            under_way = (step for step, where in self._zeroing if step.ended is None and number in where)
+            under_way = (step for step, where in self._zeroing if step.under_way and number in where)
             zeros = [_Value(step, ZERO_SECTOR) for step in under_way]
             values = self._values[number] = [_Value(self._first, self.initial.sector(number)), *zeros]
         return values

@@ -104,6 +104,7 @@ class Witness:
         try:
             yield step
         except BlockError as error:
+            step.failed = True
             if not self.tolerant:
                 raise
             self.failures.append(error)

@@ -57,6 +57,17 @@ def test_zeros_that_were_under_way_may_follow_a_write_that_began_later(weak: boo
     assert allowed(expectation, 8, 1) == {"b"}
 
 
+@pytest.mark.parametrize("weak", [False, True])
+def test_zeros_that_failed_do_not_follow_a_write_that_began_later(weak: bool) -> None:
+    expectation = disk()
+    zeros = Step(0, weak=weak)
+    expectation.zero(zeros, 0, 4 * PAGE)
+    zeros.failed = True
+    expectation.write(Step(1, 2), 0, b"a" * SECTOR)
+    expectation.flush(Step(3, 4))
+    assert allowed(expectation, 5) == {"a"}
+
+
 def test_a_failed_write_stays_allowed_beside_what_replaced_it_at_the_same_time() -> None:
     expectation = disk()
     expectation.write(Step(0, None), 0, b"a" * SECTOR)
@@ -102,15 +113,3 @@ def test_another_blocks_bytes_are_a_violation() -> None:
         expectation.judge(expectation.allowed(2), SIZE, {1: right[0]})
     with pytest.raises(Violation, match="bytes; allowed are"):
         expectation.judge(expectation.allowed(2), SIZE + PAGE, right)
-
-
-def test_a_discard_under_way_may_fall_on_what_is_written_into_zeros_meanwhile() -> None:
-    expectation = disk()
-    discard = Step(0, None, weak=True)
-    expectation.zero(discard, 0, SIZE)
-    expectation.write(Step(1, 2), 0, b"a" * SECTOR)
-    discard.ended = 4
-    expectation.write(Step(5, 6), SECTOR, b"a" * SECTOR)
-    expectation.flush(Step(7, 8))
-    assert allowed(expectation, 9) == {".", "a"}
-    assert allowed(expectation, 9, 1) == {"a"}

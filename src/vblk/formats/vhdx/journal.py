@@ -27,7 +27,8 @@ that the two never form one sequence. Entries of a former pass stay where they a
 not overwritten. They are no part of the sequence by their numbers; but QEMU 7.2
 looks at these only from a sequence's third entry on. So the first entry of a pass
 never ends where an older one begins, and no entry stands where the log goes on
-behind the parked one: it would be replayed, too.
+behind the parked one: it would be replayed, too. An entry without pages cannot
+be made longer: there QEMU may take an older one for the next.
 
 Source: [MS-VHDX] "Log", "Log Entry", "Log Sequence".
 """
@@ -92,7 +93,8 @@ class Journal:
         self.guid = guid
         self._offset = log_offset
         self._parking = log_length - PAGE_SIZE
-        self._pass_end = min(self._parking, _PASS_START + PASS_SIZE_MAX)
+        # The sector that is left lets an entry grow by a data sector and one for its descriptor.
+        self._pass_end = min(self._parking - PAGE_SIZE, _PASS_START + PASS_SIZE_MAX)
         self.pages_max = _pages_max(self._pass_end - _PASS_START)
         """The most pages that one entry can have."""
         self._head = _PASS_START
@@ -121,15 +123,21 @@ class Journal:
         assert self._sequence, "the log was never parked"
         sequence = self._sequence + (2 if self.pass_is_empty else 1)
         data = encode_entry(pages, self.guid, sequence, tail=_PASS_START, lengths=lengths)
-        position = self._head
-        longer = 0
-        while pages and self.pass_is_empty and position + len(data) in self._starts:
-            longer += 1
-            if position + len(data) + 2 * PAGE_SIZE > self._parking:
-                break  # an entry that begins there has no room for a page: replaying it does no harm
+        longer = self._longer(len(data), len(pages)) if pages and self.pass_is_empty else 0
+        if longer:
             data = encode_entry(pages, self.guid, sequence, tail=_PASS_START, lengths=lengths, longer=longer)
-        self._pending = (position, position + len(data), sequence)
-        return LogWrite(self._offset + position, data)
+        self._pending = (self._head, self._head + len(data), sequence)
+        return LogWrite(self._offset + self._head, data)
+
+    def _longer(self, length: int, descriptors: int) -> int:
+        """Return how many data sectors a pass's first entry needs more, to end where no older one begins."""
+        others = length // PAGE_SIZE - descriptor_sectors(descriptors)
+        longer = 0
+        while True:
+            sectors = descriptor_sectors(descriptors + longer) + others + longer
+            if self._head + sectors * PAGE_SIZE not in self._starts:
+                return longer
+            longer += 1
 
     def park(self, lengths: Lengths) -> LogWrite:
         """Return the empty entry that ends a pass; all its pages are durable in place."""

@@ -106,7 +106,7 @@ def test_nothing_stands_where_the_log_goes_on_behind_the_parked_entry() -> None:
         assert not any(disk.data[MIB : MIB + PAGE])
 
 
-@pytest.mark.parametrize("count", [0, 1, 126, 127, 252])
+@pytest.mark.parametrize("count", [0, 1, 126, 127, 251])
 def test_entries_of_every_size_are_valid(count: int) -> None:
     disk = Disk()
     disk.do(disk.journal.park(LENGTHS))
@@ -116,13 +116,30 @@ def test_entries_of_every_size_are_valid(count: int) -> None:
     assert disk.replayed() == pages
 
 
-def test_the_largest_entry_fills_the_log_but_the_parked_sector() -> None:
+@pytest.mark.parametrize("count", [1, 2, 125, 126, 127, 249, 250, 251])
+def test_a_first_entry_ends_where_none_begins_even_at_the_end_of_the_log(count: int) -> None:
+    """Here an older entry begins in every sector that one can begin in."""
     disk = Disk()
     disk.do(disk.journal.park(LENGTHS))
-    assert disk.journal.pages_max == 252
-    pages = {3 * MIB + index * PAGE: page(index + 1) for index in range(252)}
+    starts: set[int] = set()
+    while disk.journal.fits(0):
+        starts.add(disk.do(disk.journal.compose({}, LENGTHS)).file_offset)
+    disk.do(disk.journal.park(LENGTHS))
+    pages = {3 * MIB + index * PAGE: page(index + 1) for index in range(count)}
     write = disk.do(disk.journal.compose(pages, LENGTHS))
-    assert write.file_offset + len(write.data) == 2 * MIB - PAGE
+    end = write.file_offset + len(write.data)
+    assert end not in starts
+    assert end <= 2 * MIB - PAGE
+    assert disk.replayed() == pages
+
+
+def test_the_largest_entry_leaves_one_sector_and_the_parked_one() -> None:
+    disk = Disk()
+    disk.do(disk.journal.park(LENGTHS))
+    assert disk.journal.pages_max == 251
+    pages = {3 * MIB + index * PAGE: page(index + 1) for index in range(251)}
+    write = disk.do(disk.journal.compose(pages, LENGTHS))
+    assert write.file_offset + len(write.data) == 2 * MIB - 2 * PAGE
     assert not disk.journal.fits(0)
 
 
