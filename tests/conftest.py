@@ -2,5 +2,7 @@
 
 import signal
 
-# Who runs the tests in the background lets them ignore Ctrl-C, and with them every command they start.
+# Who runs the tests in the background, or by nohup, lets them ignore Ctrl-C or the end of the terminal,
+# and with them every command they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
