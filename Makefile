@@ -11,9 +11,11 @@ READY := $(VENV)/.ready
 # command=Debian package, for scripts/require
 TEST_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs=e2fsprogs \
               mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount 7zz=7zip nbdkit=nbdkit nbdcopy=libnbd-bin \
-              cryptsetup=cryptsetup-bin
+              cryptsetup=cryptsetup-bin fio=fio qemu-nbd=qemu-utils qemu-storage-daemon=qemu-system-common \
+              fusermount3=fuse3
 DEMO_TOOLS := mkfs.ext4=e2fsprogs debugfs=e2fsprogs
-BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount
+BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount \
+               fio=fio nbdkit=nbdkit nbdcopy=libnbd-bin qemu-nbd=qemu-utils
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
