@@ -24,6 +24,7 @@ LEVELS = {
     "jobs": 5,
     "disk": 5,
     "__init__": 5,
+    "exports": 6,
     "cli": 7,
     "__main__": 7,
     "testing": 8,
