@@ -222,3 +222,9 @@ class NodeBusy(GraphError):
     """The node is in use and cannot be changed or removed."""
 
     default_errno = errno.EBUSY
+
+
+class JobError(BlockError):
+    """A job cannot do what it was asked, or not now."""
+
+    default_errno = errno.EINVAL

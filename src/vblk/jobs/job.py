@@ -1,0 +1,379 @@
+"""A job: long work that can be paused, slowed, cancelled and watched.
+
+Owns: the life of one job and of jobs that succeed or fail together. What is done
+stands in the classes that inherit from `Job`; who is told of it listens.
+
+Ordering rule: a state is published before the event that says more about it. The
+end has a fixed order: all jobs of a transaction have done their work, then each
+prepares, then each commits or aborts, cleans up, says how it ended, and is
+concluded.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, ClassVar, Final
+
+from vblk.aio.clock import Clock
+from vblk.errors import BlockError, JobError
+from vblk.jobs.rate import RateLimit
+from vblk.jobs.states import AT_WORK, FOLLOWING, Status, Verb, require_accepted
+
+Listener = Callable[["Job", str, Mapping[str, Any]], None]
+"""Told of (job, QMP's name of the event, its data); it must be quick and not raise."""
+
+
+CANCELLED: Final = "Operation canceled"
+
+
+class Transaction:
+    """Jobs that succeed together or fail together. The last one to end its work settles all."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self._finalize = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    def give_up(self) -> None:
+        """Cancel what the jobs do; nothing of it is published."""
+        for job in self.jobs:
+            job.give_up()
+        self._finalize.set()
+
+    def finalize(self) -> None:
+        """Let the jobs, which have all done their work, publish it."""
+        self._finalize.set()
+
+    async def ended_work(self, ended: "Job") -> None:
+        """Return when the job has ended as the others do."""
+        if ended.error is not None:
+            self.give_up()
+        if any(job.at_work for job in self.jobs):
+            await self._settled.wait()
+            return
+        try:
+            await self._settle()
+        finally:
+            self._settled.set()
+
+    async def _settle(self) -> None:
+        if not any(job.cancelled or job.error for job in self.jobs):
+            for job in self.jobs:
+                job.pend()
+            if not all(job.auto_finalize for job in self.jobs):
+                await self._finalize.wait()
+        if not any(job.cancelled or job.error for job in self.jobs):
+            for job in self.jobs:
+                if not await job.prepared():
+                    break
+        succeeded = not any(job.cancelled or job.error for job in self.jobs)
+        for job in self.jobs:
+            await job.conclude(succeeded=succeeded)
+
+
+class Steps:
+    """What happens at the turns of a job's life; a kind of job says what it needs."""
+
+    async def prepare(self) -> None:
+        """Make ready what `commit` publishes; the last step that may fail."""
+
+    async def commit(self) -> None:
+        """Publish the result."""
+
+    async def abort(self) -> None:
+        """Take back what was done."""
+
+    async def clean(self) -> None:
+        """Let go of what the job held, however it ended."""
+
+    def resumed(self) -> None:
+        """Note that the user lets the job go on."""
+
+    def said_pending(self) -> None:
+        """Say that the job waits for `finalize`."""
+
+    def said_end(self) -> None:
+        """Say how the job ended."""
+
+
+class Job(Steps, ABC):
+    """One job on the running event loop.
+
+    `current` and `total` are its progress in units of its own, bytes for block
+    jobs. `speed` is in bytes a second, 0 for no limit. With `auto_finalize` it
+    does not wait for the user before it makes its result visible, with
+    `auto_dismiss` it is forgotten as soon as it has ended.
+
+    Concurrency: every verb runs to completion; the work goes on in a task.
+    """
+
+    type: ClassVar[str]
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        listener: Listener,
+        clock: Clock,
+        speed: int = 0,
+        auto_finalize: bool = True,
+        auto_dismiss: bool = True,
+        transaction: Transaction | None = None,
+    ) -> None:
+        self.id = id
+        self.status = Status.UNDEFINED
+        self.current = 0
+        self.total = 0
+        self.error: str | None = None
+        self.user_paused = False
+        self.cancelled = False
+        self.auto_finalize = auto_finalize
+        self.auto_dismiss = auto_dismiss
+        self.speed = 0
+        self.clock = clock
+        self._listener = listener
+        self._transaction = transaction or Transaction()
+        self._transaction.jobs.append(self)
+        self._limit: RateLimit | None = None
+        self._slower = asyncio.Event()
+        self._go = asyncio.Event()
+        self._go.set()
+        self._ended = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._set_speed(speed)
+        self._to(Status.CREATED)
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Do the work.
+
+        Raises:
+            BlockError: It cannot be done; the job fails with this message.
+        """
+
+    def ends_by_itself(self, *, force: bool) -> bool:
+        """Tell whether a cancel only asks the work to come to an end that is a success."""
+        return False
+
+    def start(self) -> None:
+        """Begin. The job lives on until it is dismissed."""
+        self._task = asyncio.get_running_loop().create_task(self._live(), name=f"job {self.id}")
+
+    async def ended(self) -> None:
+        """Return when the job is concluded; its `error` then says how it ended."""
+        await self._ended.wait()
+
+    def pause(self) -> None:
+        """Stop working at the next point where that is possible.
+
+        Raises:
+            JobError: Not in this state, or paused already.
+        """
+        require_accepted(self.id, self.status, Verb.PAUSE)
+        if self.user_paused:
+            raise JobError("Job is already paused")
+        self.user_paused = True
+        self._go.clear()
+
+    def resume(self) -> None:
+        """Go on after a pause.
+
+        Raises:
+            JobError: Not in this state, or not paused.
+        """
+        require_accepted(self.id, self.status, Verb.RESUME)
+        if not self.user_paused:
+            raise JobError("Can't resume a job that was not paused")
+        self.user_paused = False
+        self.resumed()
+        self._go.set()
+
+    def cancel(self, *, force: bool = False) -> None:
+        """End the job, without its result unless it `ends_by_itself`.
+
+        Raises:
+            JobError: Not in this state.
+        """
+        require_accepted(self.id, self.status, Verb.CANCEL)
+        if self.user_paused and not force:
+            raise JobError(f"The block job for device '{self.id}' is currently paused")
+        if self.ends_by_itself(force=force):
+            return
+        self._transaction.give_up()
+
+    def give_up(self) -> None:
+        """Cancel the work at its next await; nothing of it is published."""
+        if self.status in (Status.ABORTING, Status.CONCLUDED, Status.NULL):
+            return
+        self.cancelled = True
+        self.user_paused = False
+        self._go.set()
+        if self._work is not None:
+            self._work.cancel()
+
+    def complete(self) -> None:
+        """Ask a job that is ready to come to its end.
+
+        Raises:
+            JobError: Not in this state, or not this kind of job.
+        """
+        require_accepted(self.id, self.status, Verb.COMPLETE)
+        raise JobError(f"The active block job '{self.id}' cannot be completed")
+
+    def finalize(self) -> None:
+        """Let a job, and those that end with it, publish the result.
+
+        Raises:
+            JobError: Not in this state.
+        """
+        require_accepted(self.id, self.status, Verb.FINALIZE)
+        self._transaction.finalize()
+
+    def dismiss(self) -> None:
+        """Forget a job that is concluded.
+
+        Raises:
+            JobError: Not in this state.
+        """
+        require_accepted(self.id, self.status, Verb.DISMISS)
+        self._to(Status.NULL)
+
+    def set_speed(self, speed: int) -> None:
+        """Limit the bytes a second; 0 lifts the limit. It counts from now on, for what waits too.
+
+        Raises:
+            JobError: Not in this state, or no speed.
+        """
+        require_accepted(self.id, self.status, Verb.SET_SPEED)
+        self._set_speed(speed)
+
+    def _set_speed(self, speed: int) -> None:
+        if speed < 0:
+            raise JobError("Invalid parameter 'speed'")
+        self.speed = speed
+        self._limit = RateLimit(speed, self.clock) if speed else None
+        self._slower.set()
+        self._slower = asyncio.Event()
+
+    async def pace(self, length: int) -> None:
+        """Wait until `length` bytes may be moved, as fast as the speed of that moment allows."""
+        while self._limit is not None:
+            changed = asyncio.ensure_future(self._slower.wait())
+            paid = asyncio.ensure_future(self._limit.take(length))
+            try:
+                await asyncio.wait((changed, paid), return_when=asyncio.FIRST_COMPLETED)
+                if paid.done():
+                    return
+            finally:
+                changed.cancel()
+                paid.cancel()
+
+    async def pause_point(self) -> None:
+        """Stay here while the job is paused."""
+        if self._go.is_set():
+            return
+        before = self.status
+        self._to(Status.STANDBY if before is Status.READY else Status.PAUSED)
+        try:
+            await self._go.wait()
+        finally:
+            self._to(before)
+
+    def hold(self) -> None:
+        """Pause by the job's own will; the user resumes it."""
+        self.user_paused = True
+        self._go.clear()
+
+    def _to(self, status: Status) -> None:
+        assert status in FOLLOWING[self.status], (self.status, status)
+        self.status = status
+        self.tell("JOB_STATUS_CHANGE", {"status": status.value, "id": self.id})
+
+    def tell(self, event: str, data: Mapping[str, Any]) -> None:
+        """Tell the listener of an event."""
+        self._listener(self, event, data)
+
+    def became_ready(self) -> None:
+        """Publish that the job may be completed."""
+        self._to(Status.READY)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the work has not come to an end yet."""
+        return self.status in AT_WORK
+
+    async def _live(self) -> None:
+        try:
+            await self._try(self._do_work)
+            if self.error is None:
+                self._to(Status.WAITING)
+            else:
+                self._to(Status.ABORTING)
+            await self._transaction.ended_work(self)
+        finally:
+            self._ended.set()
+        if self.auto_dismiss:
+            self._to(Status.NULL)
+
+    async def _try(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Carry out a step; what goes wrong becomes the job's `error`."""
+        try:
+            await step()
+        except BlockError as error:
+            self.error = str(error)
+        except asyncio.CancelledError:
+            self.error = CANCELLED
+        except Exception as error:  # a defect must not leave a job that never ends
+            self.error = f"internal error: {type(error).__name__}: {error}"
+
+    async def _do_work(self) -> None:
+        if self.cancelled:
+            raise asyncio.CancelledError
+        self._to(Status.RUNNING)
+        self._work = asyncio.ensure_future(self.run())
+        try:
+            await self._work
+        finally:
+            self._work.cancel()
+            self._work = None
+
+    def pend(self) -> None:
+        """Wait for `finalize`, when it is not automatic."""
+        self._to(Status.PENDING)
+        if not self.auto_finalize:
+            self.said_pending()
+
+    async def prepared(self) -> bool:
+        """Make ready what will be published; tell whether that went well."""
+        await self._try(self.prepare)
+        return self.error is None
+
+    async def conclude(self, *, succeeded: bool) -> None:
+        """Publish the result or take it back, and say so."""
+        if not succeeded:
+            self.error = self.error or CANCELLED
+            if self.status is not Status.ABORTING:
+                self._to(Status.ABORTING)
+        await self._try(self.commit if succeeded else self.abort)
+        await self._try(self.clean)
+        self.said_end()
+        self._to(Status.CONCLUDED)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it moves something at this moment."""
+        return self.status is Status.RUNNING
+
+    def query(self) -> dict[str, Any]:
+        """Return what `query-jobs` says of the job."""
+        shown: dict[str, Any] = {
+            "current-progress": self.current,
+            "status": self.status.value,
+            "total-progress": self.total,
+            "type": self.type,
+            "id": self.id,
+        }
+        if self.error is not None:
+            shown["error"] = self.error
+        return shown
