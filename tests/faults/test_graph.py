@@ -19,6 +19,7 @@ from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.filters import copy_on_read, snapshot
 from vblk.graph.edge import WRITING
+from vblk.graph.edges import reachable
 from vblk.graph.handle import Handle
 from vblk.graph.plane import BUFFER_MAX, PIECE_MAX, Mover
 from vblk.graph.registry import Graph
@@ -299,7 +300,7 @@ def test_trouble_while_reopening_leaves_a_graph_of_one_mind(mode: str, tmp_path:
         async with Graph(engine) as graph:
             handle = await open_image(graph, str(tmp_path / "disk"), format="raw", read_only=False)
             await handle.write(0, b"x")
-            nodes = graph.reachable(handle.node)
+            nodes = reachable(handle.node)
 
             async def work() -> None:
                 await graph.reopen(handle.node, read_only=True)

@@ -86,7 +86,6 @@ class Chain:
             assert image.locator is not None
             assert image.locator.accepts(parent.image.data_write_guid)
             graph.attach(node, Role.BACKING, parent)
-            node.attach_backing(parent)
         return node
 
     async def check(self) -> CheckReport:

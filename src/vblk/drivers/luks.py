@@ -31,6 +31,7 @@ from vblk.formats.luks import (
     unlock,
 )
 from vblk.graph.alignment import Aligner
+from vblk.graph.edge import Edge
 from vblk.graph.node import Buffer, Node, Opaque, Preallocation, Span
 from vblk.graph.site import Site
 from vblk.options import bind, check_children
@@ -85,6 +86,10 @@ class LuksNode(Opaque):
         self._engine = engine
         self._aligner = Aligner(self, SECTOR)
         self._closed = False
+
+    def child_changed(self, edge: Edge) -> None:
+        """Follow to another file."""
+        self._file = edge.node
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vblk.extent import Missing
+from vblk.graph.edge import Edge, Role
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Buffer, Node, Span
 from vblk.runtime.page_cache import PageCache
@@ -41,6 +42,12 @@ class PlanNode(Mapper, Generic[AnyWriter]):
             self.require_writable()
         assert self._writer is not None
         return self._writer
+
+    def child_changed(self, edge: Edge) -> None:
+        """Let the writing side follow to another file."""
+        super().child_changed(edge)
+        if self._writer is not None and edge.role is Role.FILE:
+            self._writer.follow_file(edge.node)
 
     @abstractmethod
     async def start_writing(self) -> None:

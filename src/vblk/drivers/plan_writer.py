@@ -34,7 +34,7 @@ from vblk.formats.edits import EditedPages, Range
 from vblk.formats.plan import Need, NeedsRoom, Plan
 from vblk.formats.space import Space
 from vblk.graph.mapper import Mapper
-from vblk.graph.node import Buffer, Span
+from vblk.graph.node import Buffer, Node, Span
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.range_lock import RangeGuard, RangeLock
 from vblk.units import MIB, align_down, align_up
@@ -157,6 +157,10 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
         planner.space.extended(length)
 
     # What the node asks for
+
+    def follow_file(self, file: Node) -> None:
+        """Go on in another node that stores the same image; nothing is in flight."""
+        self._file = file
 
     @contextmanager
     def reading(self) -> Generator[None]:

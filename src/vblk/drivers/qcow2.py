@@ -60,6 +60,11 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
         """The virtual size in bytes."""
         return self.image.header.size
 
+    @property
+    def takes_backing(self) -> bool:
+        """Any image may stand on another one."""
+        return True
+
     def lookup(self, offset: int, length: int) -> Sequence[Extent] | Missing:
         """Translate through L1 and L2 tables."""
         return self.image.map.lookup(offset, length, self.pages, self._file.size)
@@ -229,7 +234,6 @@ async def _attach_backing(site: Site, node: Qcow2Node) -> None:
         site.request = site.request._replace(read_only=True, rules=site.request.rules._replace(parent=None))
         backing = await site.child("backing")
         site.graph.attach(node, Role.BACKING, backing)
-        node.attach_backing(backing)
     elif node.image.header.backing_file is None:
         return
     elif site.request.backing:

@@ -14,9 +14,9 @@ from vblk.drivers.qcow2 import Qcow2Node, has_protocol
 from vblk.drivers.vhdx_parent import identity, local_path
 from vblk.errors import BlockError, CorruptImage, Cycle, OpenDenied, Reason
 from vblk.graph.edge import Role
+from vblk.graph.edges import DEPTH_MAX
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Node
-from vblk.graph.registry import DEPTH_MAX
 from vblk.graph.site import ChainRules, Site
 from vblk.options import NodeOptions
 
@@ -46,7 +46,6 @@ async def attach_backings(site: Site, top: Qcow2Node) -> None:
             await site.graph.discard_unused(backing)
             raise
         seen.add(known)
-        child.attach_backing(backing)
         child = backing
         rules = rules._replace(parent=None)
     raise Cycle(f"the chain has more than {DEPTH_MAX} images", filename=top.filename)

@@ -63,7 +63,7 @@ class Session:
     ) -> None:
         self.begun = False
         self.header = header
-        self._file = file
+        self.file = file
         self._edits = edits
         self._rank = rank
         self._durable = durable
@@ -97,7 +97,7 @@ class Session:
             self.check_healthy()
             if self.begun:
                 return
-            await self._poisoning(self._file.flush())
+            await self._poisoning(self.file.flush())
             if self.header.autoclear:
                 await self._publish(self.header._replace(autoclear=0))
             self.begun = True
@@ -129,7 +129,7 @@ class Session:
         if same_rest:
             data = data[: header.header_length]
             # Where the name stands is as it was, wherever an extension left a gap.
-            data = data[:8] + (await self._file.read(8, 12)) + data[20:]
+            data = data[:8] + (await self.file.read(8, 12)) + data[20:]
         else:
             data = data.ljust(1 << header.cluster_bits, b"\0")
         await self._poisoning(self._write_header(data))
@@ -137,8 +137,8 @@ class Session:
         self._header_changed(header)
 
     async def _write_header(self, data: bytes) -> None:
-        await self._file.write(0, data)
-        await self._file.flush()
+        await self.file.write(0, data)
+        await self.file.flush()
 
     async def _poisoning(self, work: Awaitable[T]) -> T:
         """Await what must not fail; when it does, nothing is known of the medium any more."""
@@ -150,7 +150,7 @@ class Session:
 
     async def _flush_once(self) -> None:
         if not self._edits.is_dirty:
-            await self._file.flush()
+            await self.file.flush()
             return
         batch = self._edits.freeze()
         try:
@@ -169,9 +169,9 @@ class Session:
         for rank in Rank:
             pages = ranks.get(rank, {})
             if pages:
-                await fan_out((self._file.write(at, data) for at, data in _runs(pages)), PAGES_AT_ONCE)
+                await fan_out((self.file.write(at, data) for at, data in _runs(pages)), PAGES_AT_ONCE)
             if pages or rank is Rank.COUNTS:  # with the first of them goes the payload
-                await self._file.flush()
+                await self.file.flush()
 
 
 def _runs(pages: dict[int, bytes]) -> list[tuple[int, bytes]]:

@@ -29,6 +29,7 @@ from vblk.formats.qcow2.survey import survey_image
 from vblk.formats.qcow2.tables import missing
 from vblk.formats.qcow2.writing import ClusterWriter
 from vblk.formats.space import Space
+from vblk.graph.node import Node
 from vblk.units import OFFSET_MAX, align_up
 
 ENTRIES_AT_ONCE = 8192
@@ -72,6 +73,11 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
         await self.session.begin()
 
     # What the node asks for
+
+    def follow_file(self, file: Node) -> None:
+        """Go on in another node, metadata as well."""
+        super().follow_file(file)
+        self.session.file = file
 
     async def write_zeroes(self, offset: int, length: int, *, unmap: bool, no_fallback: bool) -> None:
         """Make a range read as zeros; see `Node.write_zeroes`."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from vblk.errors import CorruptImage, OptionError, OutOfRange, Reason, StorageError, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.probe import probe
+from vblk.graph.edge import Edge
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.site import Site
@@ -66,6 +67,11 @@ class RawNode(Mapper):
             )
         if self._limit is not None and self._limit % SECTOR:
             raise OptionError("Specified size is not multiple of 512 bytes", filename=filename)
+
+    def child_changed(self, edge: Edge) -> None:
+        """Follow to another file; its alignment is the window's."""
+        super().child_changed(edge)
+        self.alignment = edge.node.alignment
 
     @property
     def size(self) -> int:

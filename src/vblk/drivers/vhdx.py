@@ -99,6 +99,11 @@ class VhdxNode(PlanNode["VhdxWriter"]):
         """The virtual size in bytes."""
         return self._size
 
+    @property
+    def takes_backing(self) -> bool:
+        """Only differencing images stand on another one."""
+        return self.image.has_parent
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once: the short way for a range inside a block that was read before."""
         within = offset & self._within_block
@@ -279,7 +284,6 @@ async def _attach_backing(site: Site, node: VhdxNode, rules: ChainRules) -> None
         site.request = site.request._replace(rules=site.request.rules._replace(parent=None))
         backing = await site.child("backing")
         site.graph.attach(node, Role.BACKING, backing)
-        node.attach_backing(backing)
     elif not node.image.has_parent:
         return
     elif site.request.backing:

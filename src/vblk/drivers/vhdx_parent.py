@@ -25,8 +25,8 @@ from vblk.errors import (
 )
 from vblk.formats.vhdx import Candidate, Found, parent_candidates
 from vblk.graph.edge import Role
+from vblk.graph.edges import DEPTH_MAX
 from vblk.graph.node import Leaf, Node
-from vblk.graph.registry import DEPTH_MAX
 from vblk.graph.site import ChainRules, Site
 from vblk.options import NodeOptions
 
@@ -91,7 +91,6 @@ async def attach_parents(site: Site, top: VhdxNode, rules: ChainRules) -> None:
             await site.graph.discard_unused(parent)
             raise
         seen |= {known} - {None}
-        child.attach_backing(parent)
         child = parent
         rules = rules._replace(parent=None)
 
@@ -104,7 +103,7 @@ def identity(node: Node) -> tuple[int, int] | None:
             descriptor = below.descriptor()
             # past the system's cache a file has no descriptor to give, but still a name
             return identity_of(below.filename if descriptor is None else descriptor)
-        below = below.child(Role.FILE)
+        below = below.below
     return None
 
 
@@ -215,6 +214,6 @@ def _check_geometry(child: VhdxNode, parent: VhdxNode) -> None:
 def local_path(node: Node) -> str:
     """Return the path of the local file below a node."""
     below = node
-    while (next_below := below.child(Role.FILE)) is not None:
+    while (next_below := below.below) is not None:
         below = next_below
     return below.filename

@@ -93,7 +93,7 @@ class Session:
     ) -> None:
         self.level = Level.NONE
         self.header = header
-        self._file = file
+        self.file = file
         self._edits = edits
         self._durable = durable
         self._header_changed = header_changed
@@ -211,7 +211,7 @@ class Session:
                 await self._poisoning(self._finish_pass())
             lengths = Lengths(min(self._flushed_length, length), length)
             await self._write_log(self._journal.compose({}, lengths))
-            await self._file.resize(length, exact=False)  # a device stays as long as it is
+            await self.file.resize(length, exact=False)  # a device stays as long as it is
             self._flushed_length = lengths.flushed
 
     async def end(self) -> None:
@@ -230,7 +230,7 @@ class Session:
             self._let_go()
 
     async def _publish(self, header: Header) -> None:
-        self.header = await self._poisoning(publish_header(self._file, header))
+        self.header = await self._poisoning(publish_header(self.file, header))
         self._header_changed(self.header)
 
     async def _poisoning(self, work: Awaitable[T]) -> T:
@@ -284,8 +284,8 @@ class Session:
         self._let_go()
 
     async def _write_log(self, write: LogWrite) -> None:
-        if not self._file.try_write(write.file_offset, write.data):
-            await self._file.write(write.file_offset, write.data)
+        if not self.file.try_write(write.file_offset, write.data):
+            await self.file.write(write.file_offset, write.data)
         await self._poisoning(self._sync())
         self._journal.settle()
 
@@ -294,17 +294,17 @@ class Session:
         pages = self._edits.unapplied
         if not pages:
             return
-        await fan_out((self._file.write(at, data) for at, data in page_runs(pages)), PAGES_AT_ONCE)
+        await fan_out((self.file.write(at, data) for at, data in page_runs(pages)), PAGES_AT_ONCE)
         await self._sync()
         self._edits.applied(pages)
 
     async def _sync(self) -> None:
-        length = align_down(self._file.size, MIB)
-        await self._file.flush()
+        length = align_down(self.file.size, MIB)
+        await self.file.flush()
         self._flushed_length = max(self._flushed_length, length)
 
     def _lengths(self) -> Lengths:
-        return Lengths(self._flushed_length, align_up(self._file.size, MIB))
+        return Lengths(self._flushed_length, align_up(self.file.size, MIB))
 
 
 def page_runs(pages: dict[int, bytes]) -> list[tuple[int, bytes]]:

@@ -25,7 +25,7 @@ from vblk.formats.vhdx.check import survey_image
 from vblk.formats.vhdx.header import Header
 from vblk.formats.vhdx.plan import NeedsBitmap, Plan
 from vblk.formats.vhdx.writing import BlockWriter
-from vblk.graph.node import Buffer, Preallocation
+from vblk.graph.node import Buffer, Node, Preallocation
 from vblk.units import MIB, OFFSET_MAX, align_up
 
 
@@ -67,6 +67,11 @@ class VhdxWriter(PlanWriter[VhdxNode, BlockWriter, Plan]):
         return planner.needs_gate(offset)
 
     # What the node asks for
+
+    def follow_file(self, file: Node) -> None:
+        """Go on in another node, metadata as well."""
+        super().follow_file(file)
+        self._session.file = file
 
     def try_write(self, offset: int, data: Buffer) -> bool:
         """Write to one present block at once, or return False: it is not that simple."""

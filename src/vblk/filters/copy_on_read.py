@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from vblk.errors import GraphError, ReadOnly
 from vblk.extent import Kind
 from vblk.filters.events import Event, find_listener
-from vblk.graph.edge import Role
+from vblk.graph.edge import Access, Permission, Role
 from vblk.graph.node import Buffer, Filter, Node, Preallocation, Span, coalesce
 from vblk.graph.registry import Graph
 from vblk.graph.site import Site
@@ -40,17 +40,14 @@ class CopyOnReadNode(Filter):
     """
 
     driver: ClassVar[str] = "copy-on-read"
+    own_access: ClassVar[Access] = Access(
+        Permission.WRITE_UNCHANGED, Permission.ALL & ~(Permission.WRITE | Permission.RESIZE)
+    )
+    """A write that passes it by could be overwritten with what was read before."""
 
     def __init__(self, name: str, filename: str, *, file: Node) -> None:
-        super().__init__(name, filename, read_only=False)
-        self._file = file
+        super().__init__(name, filename, read_only=False, file=file)
         self._locks = RangeLock()
-        self.alignment = file.alignment
-
-    @property
-    def size(self) -> int:
-        """The length of the child in bytes."""
-        return self._file.size
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Never answer at once: what is the child's own has to be looked up."""
@@ -178,7 +175,7 @@ async def put_over(graph: Graph, file: Node) -> CopyOnReadNode:
         raise _refuse_read_only()
     node = CopyOnReadNode(graph.unique_name(), file.filename, file=file)
     graph.add(node)
-    graph.attach(node, Role.FILE, file)
+    graph.attach(node, Role.FILTERED, file)
     return node
 
 
@@ -190,5 +187,5 @@ async def open_node(site: Site) -> CopyOnReadNode:
         raise ReadOnly("Block node is read-only")
     file = await site.child()
     node = CopyOnReadNode(site.name, site.filename, file=file)
-    await site.take(node, file)
+    await site.take(node, file, "file", Role.FILTERED)
     return node

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from vblk.errors import StorageError
-from vblk.graph.edge import Role
 from vblk.graph.node import Node
 
 
@@ -73,5 +72,5 @@ def find_listener(node: Node | None) -> EventListener | None:
     while node is not None:
         if isinstance(node, EventListener):
             return node
-        node = node.child(Role.FILE)
+        node = node.below
     return None

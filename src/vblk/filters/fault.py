@@ -19,6 +19,7 @@ from vblk.filters.events import Event, EventListener, InjectedError
 from vblk.filters.fault_options import Chance, Options, check_options, rules_of, with_config
 from vblk.filters.fault_rules import IoType, Rules
 from vblk.graph.alignment import PIECE_MAX, Aligner, Moment, whole_blocks
+from vblk.graph.edge import Edge, Role
 from vblk.graph.node import Buffer, Filter, Node, Preallocation, Span, coalesce
 from vblk.graph.site import Site
 from vblk.options import bind, check_children
@@ -53,8 +54,7 @@ class FaultNode(Filter, EventListener):
         chance: Chance | None = None,
     ) -> None:
         """Decorate `file`; `options` are checked already."""
-        super().__init__(name, filename, read_only=read_only)
-        self._file = file
+        super().__init__(name, filename, read_only=read_only, file=file)
         self._rules = rules
         self._chance = chance
         self._limits = options
@@ -68,10 +68,10 @@ class FaultNode(Filter, EventListener):
         self._say: Callable[[str], None] | None = None
         self._unflushed = False
 
-    @property
-    def size(self) -> int:
-        """The length of the child in bytes."""
-        return self._file.size
+    def child_changed(self, edge: Edge) -> None:
+        """Pass requests on to the child that is there now, in blocks as before."""
+        super().child_changed(edge)
+        self.alignment = max(1, self._limits.align, edge.node.alignment)
 
     # Events and breakpoints
 
@@ -355,5 +355,5 @@ async def open_node(site: Site) -> FaultNode:
     except BlockError:
         await site.graph.discard_unused(file)
         raise
-    await site.take(node, file)
+    await site.take(node, file, "image", Role.FILTERED)
     return node

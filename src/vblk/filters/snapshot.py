@@ -37,8 +37,7 @@ class SnapshotNode(Filter):
 
     def __init__(self, name: str, backing: Node, *, engine: Engine, fd: int, read_only: bool) -> None:
         """Take over `fd`, an empty file."""
-        super().__init__(name, backing.filename, read_only=read_only)
-        self._backing = backing
+        super().__init__(name, backing.filename, read_only=read_only, file=backing)
         self._engine = engine
         self._fd = fd
         self._map = OverlayMap()
@@ -52,9 +51,9 @@ class SnapshotNode(Filter):
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read without waiting what was not written."""
         parts = self._map.lookup(offset, length)
-        if len(parts) != 1 or not isinstance(parts[0], Gap) or offset + length > self._backing.size:
+        if len(parts) != 1 or not isinstance(parts[0], Gap) or offset + length > self._file.size:
             return None
-        return self._backing.try_read(offset, length)
+        return self._file.try_read(offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read what was written, or else the backing."""
@@ -74,9 +73,9 @@ class SnapshotNode(Filter):
                 raise StorageError(errno.EIO, "the temporary file has lost its end", filename=self.filename)
 
     async def _read_backing(self, offset: int, buffer: memoryview) -> None:
-        inside = max(0, min(len(buffer), self._backing.size - offset))
+        inside = max(0, min(len(buffer), self._file.size - offset))
         if inside:
-            await self._backing.read_into(offset, buffer[:inside])
+            await self._file.read_into(offset, buffer[:inside])
         buffer[inside:] = bytes(len(buffer) - inside)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
@@ -137,9 +136,9 @@ class SnapshotNode(Filter):
                 kind = Kind.ZERO if part.slot is None else Kind.DATA
                 spans.append(Span(kind, part.start, count, self, part.start))
                 continue
-            inside = max(0, min(count, self._backing.size - part.start))
+            inside = max(0, min(count, self._file.size - part.start))
             if inside:
-                ask = self._backing.allocation if stored else self._backing.resolve
+                ask = self._file.allocation if stored else self._file.resolve
                 for below in await ask(part.start, inside):
                     below.depth += 1
                     spans.append(below)

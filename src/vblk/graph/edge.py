@@ -1,23 +1,29 @@
 """Edges: who uses a node, as what, and what that forbids to others.
 
-Owns: roles, permissions, and the rule that two users of one node must agree.
-The permission bits are those of QEMU, so that the file leaf can publish them as
-byte-range locks that QEMU reads.
+Owns: roles, permissions, and what each role asks for. That two users of one node
+must agree is `vblk.graph.edges`'s to see to. The permission bits are those of
+QEMU, so that the file leaf can publish them as byte-range locks that QEMU reads.
 """
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vblk.graph.node import Node
 
 
 class Role(enum.Enum):
-    """The part that a child plays for its parent."""
+    """The part that a child plays for its parent.
+
+    FILE stores what the parent is made of, BACKING has what the parent has not,
+    FILTERED is what the parent decorates: the parent does with it what its own
+    users do with the parent.
+    """
 
     FILE = "file"
     BACKING = "backing"
+    FILTERED = "filtered"
 
 
 class Permission(enum.IntFlag):
@@ -37,11 +43,23 @@ SHARED_BY_READER = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED
 SHARED_BY_WRITER = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED
 
 
+class Access(NamedTuple):
+    """What a user does with a node, and what it lets others do meanwhile."""
+
+    permissions: Permission
+    shared: Permission
+
+
+IDLE = Access(Permission.NONE, Permission.ALL)
+"""What a filter without users does with its child: nothing."""
+
+
 @dataclass(slots=True, eq=False)
 class Edge:
     """One use of `node` by `user` (a sentence's noun), with its permissions.
 
-    `parent` is the user where that is a node of the graph.
+    `parent` is the user where that is a node of the graph, and `name` what it
+    calls this child, under QEMU's name for it.
     """
 
     node: "Node"
@@ -50,3 +68,31 @@ class Edge:
     permissions: Permission
     shared: Permission
     parent: "Node | None" = None
+    name: str = ""
+
+    @property
+    def access(self) -> Access:
+        """What this use does and allows."""
+        return Access(self.permissions, self.shared)
+
+    @access.setter
+    def access(self, access: Access) -> None:
+        self.permissions, self.shared = access
+
+
+def access_of(role: Role, *, read_only: bool) -> Access:
+    """Return what a parent that is open for reading only, or not, does with a child."""
+    if role is Role.FILTERED:
+        return IDLE  # until it has users
+    if role is Role.FILE and not read_only:
+        return Access(WRITING, SHARED_BY_WRITER)
+    return Access(READING, SHARED_BY_READER)
+
+
+def edge_of(parent: "Node", role: Role, child: "Node", name: str = "") -> Edge:
+    """Return the edge that would make `child` play `role` for `parent`, which calls it `name`."""
+    name = name or role.value
+    assert name not in parent.children, "the role is taken"
+    user = f"node '{parent.name}' ({parent.filename}) as its {name}"
+    permissions, shared = access_of(role, read_only=parent.read_only)
+    return Edge(child, user, role, permissions, shared, parent, name)

@@ -114,6 +114,10 @@ class Handle:
         """Whether writes are refused, by the node or by what this user said it would do."""
         return self.node.read_only or not self.edge.permissions & Permission.WRITE
 
+    def follow(self) -> None:
+        """Go on with the node that the edge leads to now; the graph calls this with nothing in flight."""
+        self._node = self.edge.node
+
     def detach(self) -> None:
         """Forget the node; the graph calls this when it closes the handle."""
         self._node = None

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from vblk.errors import CorruptImage, GraphError, Reason, Unsupported
 from vblk.extent import Extent, Kind, Missing
-from vblk.graph.edge import Role
+from vblk.graph.edge import Edge, Role
 from vblk.graph.node import Buffer, Node, Span, coalesce
 from vblk.graph.plane import read_spans
 from vblk.units import KIB
@@ -217,11 +217,23 @@ class Mapper(Node):
         """The child that stores this image."""
         return self._file
 
-    def attach_backing(self, node: Node | None) -> None:
-        """Set what absent ranges are read from; the graph owns the edge."""
-        assert node is self.child(Role.BACKING)
-        self.backing = node
-        self.backing_left_closed = False
+    @property
+    def takes_backing(self) -> bool:
+        """Whether this image may stand on another one."""
+        return False
+
+    def child_changed(self, edge: Edge) -> None:
+        """Follow an edge to what stores the image, or to what absent ranges are read from."""
+        if edge.role is Role.BACKING:
+            self.backing = edge.node
+            self.backing_left_closed = False
+        else:
+            self._file = edge.node
+
+    def child_left(self, edge: Edge) -> None:
+        """Read absent ranges as zeros from now on."""
+        assert edge.role is Role.BACKING, "an image without its file"
+        self.backing = None
 
     async def make_empty(self) -> None:
         """Let the image hold nothing, so that all of the disk is the backing image's; it is durable then.

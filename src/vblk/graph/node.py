@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from vblk.errors import ReadOnly, Unsupported
 from vblk.extent import Kind
-from vblk.graph.edge import Edge, Role
+from vblk.graph.edge import IDLE, Access, Edge, Role
 
 Buffer = bytes | bytearray | memoryview
 
@@ -64,6 +64,9 @@ class Node(ABC):
 
     driver: ClassVar[str]
 
+    own_access: ClassVar[Access] = IDLE
+    """What a filter in use does with its child, and forbids there, beyond what its users do and forbid."""
+
     def __init__(self, name: str, filename: str, *, read_only: bool) -> None:
         self.name = name
         self.filename = filename
@@ -74,9 +77,28 @@ class Node(ABC):
         self.warnings: list[str] = []
 
     def child(self, role: Role) -> "Node | None":
-        """Return the child that plays `role`, or None."""
-        edge = self.children.get(role.value)
-        return None if edge is None else edge.node
+        """Return the first child that plays `role`, or None."""
+        for edge in self.children.values():
+            if edge.role is role:
+                return edge.node
+        return None
+
+    @property
+    def below(self) -> "Node | None":
+        """The child that stores this node, or that it decorates."""
+        return self.child(Role.FILE) or self.child(Role.FILTERED)
+
+    def child_changed(self, edge: Edge) -> None:
+        """Take note of the child that an edge leads to now; the graph says it, with nothing in flight.
+
+        What a node keeps of its children beside `children` it sets here, so that
+        requests follow an edge at once.
+        """
+        assert self.children[edge.name] is edge
+
+    def child_left(self, edge: Edge) -> None:
+        """Take note that there is no such child any more; the graph says it, with nothing in flight."""
+        assert edge.name not in self.children
 
     def require_writable(self) -> None:
         """Raise ReadOnly when this node may not be changed."""
@@ -231,6 +253,21 @@ class Leaf(Opaque):
 
 class Filter(Opaque):
     """A node that decorates one child. It sees every request: nothing passes by accident."""
+
+    def __init__(self, name: str, filename: str, *, read_only: bool, file: Node) -> None:
+        super().__init__(name, filename, read_only=read_only)
+        self._file = file
+        self.alignment = file.alignment
+
+    def child_changed(self, edge: Edge) -> None:
+        """Pass requests on to the child that is there now."""
+        self._file = edge.node
+        self.alignment = edge.node.alignment
+
+    @property
+    def size(self) -> int:
+        """The length of the child in bytes."""
+        return self._file.size
 
 
 def coalesce(spans: Sequence[Span]) -> list[Span]:

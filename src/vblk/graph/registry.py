@@ -1,30 +1,30 @@
 """The graph: named nodes, the edges between them, and the handles of their users.
 
-Owns: names, permissions of all edges, who closes what and in which order, and
-drain across the graph. It knows no driver; `vblk.opening` makes the nodes.
+Owns: names, who closes what and in which order, and drain across the graph. Who
+may use what is `vblk.graph.edges`; what changes a graph that is in use,
+`vblk.graph.surgery` and `vblk.graph.reopening`. It knows no driver; `vblk.opening`
+makes the nodes.
 
 Ordering rule: a parent is closed before its children; a node lives exactly as
-long as it has a user. Closing and reopening exclude each other, and neither is
-cut in half by a cancellation.
+long as it has a user or is kept. Closing, reopening and surgery exclude each
+other, and none is cut in half by a cancellation.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
 from vblk.aio.engine import Engine
 from vblk.aio.threads import ThreadEngine
-from vblk.errors import BlockError, Cycle, GraphError, PermissionConflict
-from vblk.graph.edge import READING, SHARED_BY_READER, SHARED_BY_WRITER, WRITING, Edge, Permission, Role
+from vblk.errors import BlockError, GraphError, NodeBusy
+from vblk.graph.edge import READING, Edge, Permission, Role, edge_of
+from vblk.graph.edges import Edges, Rewiring, reachable
 from vblk.graph.gate import BesideGate, OpenGate
 from vblk.graph.handle import Handle, Traffic
 from vblk.graph.node import Node
 from vblk.graph.secrets import Secrets
 from vblk.runtime.uninterrupted import to_the_end
-
-DEPTH_MAX = 256
-"""The most images in one backing chain."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +54,8 @@ class Graph:
         self.secrets = secrets if secrets is not None else Secrets()
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
-        self._users: dict[Node, list[Edge]] = {}
+        self.edges = Edges()
+        self._kept: set[Node] = set()
         self._handles: list[Handle] = []
         self._drains: list[_Drain] = []
         self._changing = asyncio.Lock()
@@ -72,7 +73,7 @@ class Graph:
         return f"#block{self._numbered:03d}"
 
     def add(self, node: Node) -> None:
-        """Take a node in; it lives until its last user lets go.
+        """Take a node in; it lives until its last user, or who keeps it, lets go.
 
         Raises:
             GraphError: Another node has its name.
@@ -80,7 +81,7 @@ class Graph:
         if node.name in self._nodes:
             raise GraphError(f"Duplicate nodes with node-name='{node.name}'")
         self._nodes[node.name] = node
-        self._users[node] = []
+        self.edges.admit(node)
 
     def find(self, name: str) -> Node:
         """Return the node of that name."""
@@ -99,10 +100,12 @@ class Graph:
 
     def users(self, node: Node) -> list[Edge]:
         """Return the edges that lead to a node."""
-        return list(self._users.get(node, ()))
+        return self.edges.to(node)
 
-    def attach(self, parent: Node, role: Role, child: Node) -> Edge:
+    def attach(self, parent: Node, role: Role, child: Node, name: str = "") -> Edge:
         """Make `child` play `role` for `parent`, with the permissions that follow.
+
+        `name` is what the parent calls the child, where it is not the role's name.
 
         Raises:
             PermissionConflict: Another user of the child excludes this one.
@@ -110,14 +113,40 @@ class Graph:
             Cycle: The child reaches the parent, or the chain grows too deep.
             GraphError: The child is not in this graph (any more).
         """
-        assert role.value not in parent.children, "the role is taken"
-        self._refuse_cycle(parent, role, child)
-        permissions, shared = _access_of(role, parent.read_only)
-        user = f"node '{parent.name}' ({parent.filename}) as its {role.value}"
-        edge = Edge(child, user, role, permissions, shared, parent)
-        self._add_edge(edge)
-        parent.children[role.value] = edge
+        edge = edge_of(parent, role, child, name)
+        self.rewire(Rewiring(added=[edge]))
         return edge
+
+    def rewire(self, rewiring: Rewiring) -> Rewiring:
+        """Change edges, tell everybody whose edges they are, and return what changes them back.
+
+        Where an edge is led elsewhere nothing may be in flight.
+
+        Raises: as `Edges.apply`.
+        """
+        inverse = self.edges.apply(rewiring)
+        self._tell(rewiring)
+        return inverse
+
+    def restore(self, inverse: Rewiring) -> None:
+        """Change edges back to what was right before; it cannot fail."""
+        self.edges.restore(inverse)
+        self._tell(inverse)
+
+    def _tell(self, rewiring: Rewiring) -> None:
+        for edge in rewiring.removed:
+            if edge.parent is not None:
+                edge.parent.child_left(edge)
+        for edge in (*rewiring.moved, *rewiring.added):
+            if edge.parent is not None:
+                edge.parent.child_changed(edge)
+        if not rewiring.moved:
+            return
+        for handle in self._handles:
+            if handle.edge in rewiring.moved:
+                handle.follow()
+        for drain in self._drains:  # whoever reaches its node only now is quiet: the change was under a drain
+            self._hold_reaching(drain)
 
     def hold(
         self, node: Node, user: str, permissions: Permission = READING, shared: Permission = Permission.ALL
@@ -130,14 +159,44 @@ class Graph:
             GraphError: The node is not in this graph (any more).
         """
         edge = Edge(node, user, None, permissions, shared)
-        self._add_edge(edge)
+        self.rewire(Rewiring(added=[edge]))
         handle = Handle(edge)
         self._handles.append(handle)
-        below = self.reachable(node)
         for drain in self._drains:
-            if drain.node in below:
-                drain.hold(handle)
+            self._hold_reaching(drain)
         return handle
+
+    def keep(self, node: Node) -> None:
+        """Let a node live without users, until `let_go`; it takes no permissions. Idempotent.
+
+        Raises:
+            GraphError: The node is not in this graph (any more).
+        """
+        if node not in self.edges:
+            raise GraphError(f"'{node.filename}' is not in the graph", filename=node.filename)
+        self._kept.add(node)
+
+    def keeps(self, node: Node) -> bool:
+        """Tell whether a node lives without users."""
+        return node in self._kept
+
+    async def let_go(self, node: Node) -> None:
+        """End what `keep` began, and close the node.
+
+        Raises:
+            GraphError: Nobody keeps it.
+            NodeBusy: Somebody uses it; it is kept.
+
+        Cancellation: what is closed is closed to the end.
+        """
+        if node not in self._kept:
+            raise GraphError(f"Node {node.name} is not owned by the monitor")
+        users = self.edges.to(node)
+        if users:
+            noun = "Block device" if all(edge.parent is not None for edge in users) else "Node"
+            raise NodeBusy(f"{noun} {node.name} is in use")
+        self._kept.discard(node)
+        await self.discard_unused(node)
 
     async def release(self, handle: Handle) -> None:
         """Let go of a handle, when its requests have ended; close what nobody uses now.
@@ -174,11 +233,86 @@ class Graph:
 
         Cancellation: a change that has begun is finished, or taken back, first.
         """
-        async with self.drained(node), self._changing:
-            members = [member for member in self._file_path(node) if member.read_only != read_only]
-            changes = self._plan_access(node, members, read_only)
-            self._refuse_reopen(members, changes, read_only)
-            await to_the_end(_reopen_all(members, changes, read_only))
+        from vblk.graph.reopening import change_access
+
+        async with self.changing(node):
+            await to_the_end(change_access(self, node, read_only=read_only, handles=True))
+
+    async def replace(self, old: Node, new: Node, *, users: Sequence[Edge] | None = None) -> None:
+        """Let the users of `old`, or those of its `users` that are given, use `new`.
+
+        Users that stand below `new` keep `old`. When nobody uses or keeps `old`
+        then, it is closed.
+
+        Raises:
+            PermissionConflict: Two would use `new` who exclude each other.
+            ReadOnly: Somebody writes to `old`, and `new` is for reading only.
+            Cycle: A user stands below `new`.
+            StorageError: `old` could not be flushed.
+
+        Cancellation: all of it happens or nothing, as for all surgery.
+        """
+        from vblk.graph import surgery
+
+        async with self.changing(old):
+            await to_the_end(surgery.replace(self, old, new, users))
+
+    async def insert_filter(self, node: Node, filter: Node) -> None:
+        """Put a filter, which stands on `node` already, between it and all of its other users.
+
+        Raises: as `replace`; GraphError when it is no filter of the node.
+        """
+        from vblk.graph import surgery
+
+        async with self.changing(node):
+            await to_the_end(surgery.insert_filter(self, node, filter))
+
+    async def remove_filter(self, filter: Node) -> None:
+        """Let the users of a filter use what it decorates; the filter is closed, unless it is kept.
+
+        Raises: as `replace`; GraphError when it is no filter of one node.
+        """
+        from vblk.graph import surgery
+
+        async with self.changing(filter):
+            await to_the_end(surgery.remove_filter(self, filter))
+
+    async def put_overlay(self, node: Node, overlay: Node) -> None:
+        """Make `node` the backing of `overlay`, and its users those of the overlay: a snapshot.
+
+        The node becomes read-only, after a flush. The overlay is open with its
+        backing left out, and has no user.
+
+        Raises:
+            GraphError: The overlay cannot be one, or has a user or a backing.
+            ReadOnly: Somebody writes to the node, and the overlay is for reading only.
+            PermissionConflict: A user forbids what the overlay does with the node.
+            StorageError: The node could not be flushed or reopened.
+        """
+        from vblk.graph import surgery
+
+        async with self.changing(node):
+            await to_the_end(surgery.put_overlay(self, node, overlay))
+
+    async def take_off_overlay(self, overlay: Node, *, read_only: bool) -> None:
+        """Undo `put_overlay` where nothing was written since: its backing gets its users back.
+
+        The node becomes writable, unless `read_only`; the overlay is closed,
+        unless it is kept.
+        """
+        from vblk.graph import surgery
+
+        async with self.changing(overlay):
+            await to_the_end(surgery.take_off_overlay(self, overlay, read_only=read_only))
+
+    @asynccontextmanager
+    async def changing(self, *nodes: Node) -> AsyncGenerator[None, None]:
+        """Be alone with the graph, and nothing in flight that reaches the nodes, while the block runs."""
+        async with AsyncExitStack() as stack:
+            for node in nodes:
+                await stack.enter_async_context(self.drained(node))
+            await stack.enter_async_context(self._changing)
+            yield
 
     @asynccontextmanager
     async def drained(self, node: Node) -> AsyncGenerator[None, None]:
@@ -186,9 +320,7 @@ class Graph:
         drain = _Drain(node)
         self._drains.append(drain)
         try:
-            for handle in self._handles:
-                if node in self.reachable(handle.node):
-                    drain.hold(handle)
+            self._hold_reaching(drain)
             for traffic in drain.held:
                 await traffic.quiet()
             yield
@@ -197,16 +329,10 @@ class Graph:
             for traffic in drain.held:
                 traffic.release()
 
-    def reachable(self, node: Node) -> list[Node]:
-        """Return `node` and everything below it, each once."""
-        seen: dict[int, Node] = {}
-        stack = [node]
-        while stack:
-            member = stack.pop()
-            if id(member) not in seen:
-                seen[id(member)] = member
-                stack.extend(edge.node for edge in member.children.values())
-        return list(seen.values())
+    def _hold_reaching(self, drain: _Drain) -> None:
+        for handle in self._handles:
+            if handle.traffic not in drain.held and drain.node in reachable(handle.node):
+                drain.hold(handle)
 
     async def close(self) -> None:
         """Let go of every handle, close every node, end the engine.
@@ -225,6 +351,7 @@ class Graph:
 
     async def _close_rest(self, failures: list[BaseException]) -> None:
         try:
+            self._kept.clear()
             await self._close_unused(list(self._nodes.values()))
         except BaseException as error:
             failures.append(error)
@@ -233,159 +360,31 @@ class Graph:
         if failures:
             raise failures[0]
 
-    def _file_path(self, node: Node) -> Iterator[Node]:
-        member: Node | None = node
-        while member is not None:
-            yield member
-            member = member.child(Role.FILE)
-
-    def _refuse_cycle(self, parent: Node, role: Role, child: Node) -> None:
-        if parent in self.reachable(child):
-            raise Cycle(f"Making '{child.filename}' a child of '{parent.filename}' would create a cycle")
-        if role is Role.BACKING and self._images_above(parent) + _images_below(child) > DEPTH_MAX:
-            raise Cycle(f"the backing chain has more than {DEPTH_MAX} images", filename=parent.filename)
-
-    def _images_above(self, node: Node) -> int:
-        """Count the images of the longest chain from a top down to `node`, itself included."""
-        count = 0
-        level = {node}
-        while level and count <= DEPTH_MAX:
-            count += 1
-            level = {
-                edge.parent
-                for member in level
-                for edge in self._users.get(member, ())
-                if edge.role is Role.BACKING and edge.parent is not None
-            }
-        return count
-
-    def _add_edge(self, edge: Edge) -> None:
-        users = self._users.get(edge.node)
-        if users is None:
-            raise GraphError(f"'{edge.node.filename}' is not in the graph", filename=edge.node.filename)
-        if edge.permissions & Permission.WRITE:
-            edge.node.require_writable()
-        for other in users:
-            _refuse_conflict(edge, other)
-        users.append(edge)
-
     async def _drop_edge(self, edge: Edge) -> None:
-        self._users[edge.node].remove(edge)
+        self.rewire(Rewiring(removed=[edge]))
         await self._close_unused([edge.node])
 
     async def _close_unused(self, nodes: Sequence[Node]) -> None:
-        """Close those of `nodes` that nobody uses, then what nobody uses after that."""
-        failures: list[BaseException] = []
         async with self._changing:
-            waiting = list(nodes)
-            while waiting:
-                node = waiting.pop()
-                if self._users.get(node, True):
-                    continue  # in use, or not ours (any more)
-                del self._nodes[node.name], self._users[node]
-                try:
-                    await node.close()
-                except BaseException as error:
-                    failures.append(error)
-                for edge in node.children.values():
-                    self._users[edge.node].remove(edge)
-                    waiting.append(edge.node)
-                node.children.clear()
+            await self.close_unused(nodes)
+
+    async def close_unused(self, nodes: Sequence[Node]) -> None:
+        """Close those of `nodes` that nobody uses or keeps, then what nobody uses after that.
+
+        For those who are `changing` the graph.
+        """
+        failures: list[BaseException] = []
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            if node not in self.edges or self.edges.to(node) or node in self._kept:
+                continue  # in use, or not ours (any more)
+            del self._nodes[node.name]
+            self.edges.forget(node)
+            try:
+                await node.close()
+            except BaseException as error:
+                failures.append(error)
+            waiting += self.edges.drop_children(node)
         if failures:
             raise failures[0]
-
-    def _plan_access(self, top: Node, members: Sequence[Node], read_only: bool) -> dict[Edge, Edge]:
-        """Return the edges whose permissions a reopen changes, each with how it will be."""
-        changes: dict[Edge, Edge] = {}
-        for member in members:
-            for edge in member.children.values():
-                assert edge.role is not None
-                permissions, shared = _access_of(edge.role, read_only)
-                changes[edge] = replace(edge, permissions=permissions, shared=shared)
-        for edge in self._users.get(top, ()):
-            if edge.role is None:
-                changes[edge] = replace(edge, permissions=READING if read_only else WRITING)
-        return changes
-
-    def _refuse_reopen(self, members: Sequence[Node], changes: dict[Edge, Edge], read_only: bool) -> None:
-        for member in members:
-            users = [changes.get(edge, edge) for edge in self._users.get(member, ())]
-            for number, edge in enumerate(users):
-                if read_only and edge.permissions & Permission.WRITE:
-                    raise PermissionConflict(
-                        f"'{member.filename}' cannot become read-only: {edge.user} writes to it",
-                        filename=member.filename,
-                    )
-                for other in users[:number]:
-                    _refuse_conflict(edge, other)
-
-
-async def _reopen_all(members: Sequence[Node], changes: dict[Edge, Edge], read_only: bool) -> None:
-    """Reopen nodes, given from the top down, and publish what their users may do then.
-
-    To write, storage comes before what stands on it; to end writing, a format
-    finishes before its storage. Permissions are there before they are used, and
-    go after their last use.
-    """
-    before = {edge: replace(edge) for edge in changes}
-    if not read_only:
-        _publish(changes)
-    changed: list[Node] = []
-    try:
-        for member in members if read_only else reversed(members):
-            await member.reopen(read_only=read_only)
-            changed.append(member)
-    except BaseException:
-        for member in reversed(changed):
-            await _change_back(member, read_only=not read_only)
-        _publish(before)
-        raise
-    _publish(changes)
-
-
-async def _change_back(node: Node, *, read_only: bool) -> None:
-    try:
-        await node.reopen(read_only=read_only)
-    except BlockError as error:
-        node.warnings.append(f"its access could not be changed back: {error}")
-
-
-def _publish(changes: dict[Edge, Edge]) -> None:
-    for edge, wanted in changes.items():
-        edge.permissions, edge.shared = wanted.permissions, wanted.shared
-
-
-def _access_of(role: Role, read_only: bool) -> tuple[Permission, Permission]:
-    """Return what a parent does with a child, and what it lets others do."""
-    if role is Role.FILE and not read_only:
-        return WRITING, SHARED_BY_WRITER
-    return READING, SHARED_BY_READER
-
-
-def _images_below(node: Node) -> int:
-    """Count the images of the chain from `node` down, itself included."""
-    count = 0
-    member: Node | None = node
-    while member is not None:
-        count += 1
-        member = member.child(Role.BACKING)
-    return count
-
-
-def _refuse_conflict(new: Edge, old: Edge) -> None:
-    wanted = new.permissions & ~old.shared
-    refused = old.permissions & ~new.shared
-    if wanted:
-        raise PermissionConflict(
-            f"{new.user} needs {_names(wanted)} on '{new.node.filename}', which {old.user} forbids",
-            filename=new.node.filename,
-        )
-    if refused:
-        raise PermissionConflict(
-            f"{new.user} forbids {_names(refused)} on '{new.node.filename}', which {old.user} uses",
-            filename=new.node.filename,
-        )
-
-
-def _names(permissions: Permission) -> str:
-    return ", ".join(f'"{(bit.name or "").lower().replace("_", "-")}"' for bit in permissions)

@@ -82,8 +82,8 @@ class Site:
         self._opened.append(node)
         return node
 
-    async def take(self, node: Node, file: Node) -> Node:
-        """Add a new parent node to the graph and attach its `file`.
+    async def take(self, node: Node, child: Node, key: str = "file", role: Role = Role.FILE) -> Node:
+        """Add a new parent node to the graph and attach a child under the name `key`.
 
         Raises:
             GraphError: Another node has its name, or the file may not be used so.
@@ -94,7 +94,7 @@ class Site:
             await node.close()
             raise
         self._opened.append(node)
-        self.graph.attach(node, Role.FILE, file)
+        self.graph.attach(node, role, child, key)
         return node
 
     async def abandon(self) -> None:

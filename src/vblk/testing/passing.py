@@ -22,14 +22,12 @@ class PassingNode(Filter):
 
     def __init__(self, name: str, file: Node) -> None:
         """Stand over `file`; use `put_over` to become its user in a graph."""
-        super().__init__(name, file.filename, read_only=file.read_only)
-        self.file = file
-        self.alignment = file.alignment
+        super().__init__(name, file.filename, read_only=file.read_only, file=file)
 
     def put_over(self, graph: Graph) -> None:
         """Join the graph and take `file`, which is in it, as the child."""
         graph.add(self)
-        graph.attach(self, Role.FILE, self.file)
+        graph.attach(self, Role.FILTERED, self.file, "file")
 
     async def before(self, operation: str, offset: int, length: int) -> None:
         """Do nothing before an operation; offset and length are 0 where it has none."""
@@ -38,9 +36,9 @@ class PassingNode(Filter):
         """Do nothing after an operation that succeeded."""
 
     @property
-    def size(self) -> int:
-        """The length of the child in bytes."""
-        return self.file.size
+    def file(self) -> Node:
+        """The node below."""
+        return self._file
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read without waiting, or return None."""

@@ -380,7 +380,7 @@ def test_a_listener_is_found_through_what_stands_on_it() -> None:
             }
             node = await open_node(graph, from_mapping(mapping), Request(False))
             assert isinstance(find_listener(node), FaultNode)
-            assert find_listener(node.children["file"].node.children["file"].node) is None
+            assert find_listener(node.children["file"].node.children["image"].node) is None
 
     run(scenario)
 

@@ -12,9 +12,10 @@ from tests.support.turns import until
 from vblk.errors import CorruptImage, GraphError
 from vblk.extent import Extent, Kind, Missing
 from vblk.graph.edge import Role
+from vblk.graph.edges import DEPTH_MAX
 from vblk.graph.mapper import INLINE_MAX, LOOKUP_ROUNDS_MAX, Mapper
 from vblk.graph.node import Node, Preallocation, Span, coalesce
-from vblk.graph.registry import DEPTH_MAX, Graph
+from vblk.graph.registry import Graph
 from vblk.protocols.memory import MemoryNode
 from vblk.testing import ReluctantNode
 from vblk.units import FileOffset, GuestOffset
@@ -113,7 +114,6 @@ def patchwork(graph: Graph, name: str, places: Sequence[int | None], **own: Any)
 
 def over(graph: Graph, top: Patchwork, backing: Node) -> None:
     graph.attach(top, Role.BACKING, backing)
-    top.attach_backing(backing)
 
 
 def with_graph(scenario: Callable[[Graph], Awaitable[None]]) -> None:

@@ -10,8 +10,9 @@ import pytest
 from tests.support.turns import until
 from vblk.errors import Cycle, GraphError, PermissionConflict, ReadOnly, StorageError
 from vblk.graph.edge import READING, SHARED_BY_READER, WRITING, Permission, Role
+from vblk.graph.edges import DEPTH_MAX
 from vblk.graph.node import Node
-from vblk.graph.registry import DEPTH_MAX, Graph
+from vblk.graph.registry import Graph
 from vblk.protocols.memory import MemoryNode
 from vblk.testing import FaultPlan, FaultyNode, PassingNode
 
@@ -118,10 +119,12 @@ def test_two_parents_may_read_one_child_and_not_write_to_it() -> None:
         assert len(graph.users(child)) == 2
 
         shared = memory(graph, "shared")
-        PassingNode("first", shared).put_over(graph)
-        second = PassingNode("second", shared)
+        first, second = PassingNode("first", shared), PassingNode("second", shared)
+        graph.add(first)
+        graph.add(second)
+        graph.attach(first, Role.FILE, shared)
         with pytest.raises(PermissionConflict, match=r"'second'.*'first'"):
-            second.put_over(graph)
+            graph.attach(second, Role.FILE, shared)
 
     with_graph(scenario)
 

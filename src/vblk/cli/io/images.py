@@ -11,7 +11,7 @@ from vblk.cli.images import GUESSED
 from vblk.cli.io.language import Call
 from vblk.cli.io.session import Access, OpenImage, Session
 from vblk.errors import BlockError, GraphError, NeedsReplay, OptionError
-from vblk.graph.edge import READING, WRITING, Role
+from vblk.graph.edge import READING, WRITING
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.secrets import Secrets
@@ -124,7 +124,7 @@ async def open_image(
         raise Failure(f"can't open{called}: {text}") from error
     session.adopt(image)
     node = image.handle.node
-    file = node.child(Role.FILE)
+    file = node.below
     if options.driver is None and node.driver == "raw" and not node.read_only:
         session.warn(GUESSED.format(node.filename if file is None else file.filename))
 
