@@ -18,8 +18,8 @@ from vblk.graph.edge import Role
 from vblk.graph.gate import BesideGate, DenyGate
 from vblk.graph.handle import Handle
 from vblk.graph.node import Buffer, Node, Preallocation, Span, coalesce
+from vblk.graph.objects import Objects
 from vblk.graph.registry import Graph
-from vblk.graph.secrets import Secrets
 from vblk.graph.site import ChainRules
 from vblk.opening import open_image
 from vblk.options import NodeOptions
@@ -208,7 +208,7 @@ def open(
 
     async def start() -> Disk:
         gate = DenyGate() if deny_implicit else BesideGate()
-        graph = Graph(gate=gate, secrets=Secrets(secrets))
+        graph = Graph(gate=gate, objects=Objects(secrets))
         try:
             handle = await open_image(
                 graph,

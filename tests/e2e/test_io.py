@@ -309,7 +309,7 @@ def test_abort_ends_the_process_by_its_signal(tmp_path: Path) -> None:
         (["-T", "x", "a.img"], "qemu-io: --trace is not supported: vblk has no trace events"),
         (
             ["--object", "iothread,id=a", "a.img"],
-            "--object iothread: this version knows no objects but secrets",
+            "objects of the kind 'iothread' are not in this version of vblk",
         ),
         (["-f", "raw", "-i", "io_uring", "a.img"], "aio=io_uring is not supported in this version of vblk"),
         (["a.img", "b.img"], "qemu-io: Expecting at most one image file name"),

@@ -265,7 +265,7 @@ async def _luks(bench: Bench) -> Made:
     assert key is not None
     stored = header.encode().ljust(header.slots[0].key_offset, b"\0") + material
     stored = stored.ljust(header.payload_offset, b"\0") + SectorCipher(spec, key).encrypt(0, content)
-    bench.graph.secrets.add("sec0", b"open")
+    bench.graph.objects.add("sec0", b"open")
     name = await bench.leaf({"driver": "file", "filename": bench.file(stored)})
     return Made(await bench.open({"driver": "luks", "key-secret": "sec0", "file": name}), content)
 

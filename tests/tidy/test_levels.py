@@ -20,6 +20,7 @@ LEVELS = {
     "drivers": 4,
     "filters": 4,
     "creating": 4,
+    "objects": 4,
     "opening": 4,
     "jobs": 5,
     "disk": 5,

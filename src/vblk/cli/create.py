@@ -10,11 +10,11 @@ from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.creation import local_target, options_help, read_options, request, require_known_protocol
 from vblk.cli.failure import SUCCESS, Failure, sentence
-from vblk.cli.objects import objects_option, secrets_of
+from vblk.cli.objects import objects_of, objects_option
 from vblk.cli.values import bounded_size, size_refusal
 from vblk.errors import BlockError
+from vblk.graph.objects import Objects
 from vblk.graph.registry import Graph
-from vblk.graph.secrets import Secrets
 from vblk.jobs.target import make_image
 
 
@@ -44,9 +44,9 @@ async def run(arguments: Arguments, console: Console) -> int:
     if len(rest) > 1:
         raise size_refusal("image size")
     size = bounded_size(rest[0], "image size") if rest else None
-    secrets = secrets_of(arguments.objects)
+    objects = objects_of(arguments.objects)
     try:
-        await _create(arguments, name, size, options.values, secrets, console)
+        await _create(arguments, name, size, options.values, objects, console)
     except Failure as failure:
         raise Failure(*(f"{name}: {line}" for line in failure.lines), hint=failure.hint) from failure
     except BlockError as error:
@@ -62,7 +62,7 @@ async def _create(
     name: str,
     size: int | None,
     values: dict[str, str],
-    secrets: Secrets,
+    objects: Objects,
     console: Console,
 ) -> None:
     wanted = request(arguments.format, values, arguments.backing, arguments.backing_format)
@@ -70,7 +70,7 @@ async def _create(
         raise Failure("The image size must be specified only once")
     size = size if size is not None else wanted.size
     require_known_protocol(name)
-    async with Graph(secrets=secrets) as graph:
+    async with Graph(objects=objects) as graph:
         if wanted.backing_file == name:
             raise Failure("Error: Trying to create an image with the same filename as the backing file")
         backing = await wanted.opened_backing(graph, name, chain=not arguments.unsafe)

@@ -114,7 +114,7 @@ class Request:
     async def plan(self, graph: Graph, name: str, size: int, backing: Handle | None) -> NewImage:
         """Decide what is made under `name`, `size` bytes large, on the opened `backing`.
 
-        The graph has the secrets that the image may need.
+        The graph has the objects that the image may need.
 
         Raises:
             BlockError: It cannot be made so.
@@ -124,7 +124,7 @@ class Request:
             node = None if backing is None else backing.node
             path = beside(name, self.backing_file)
             behind = Backing(self.backing_file, self.backing_format, path, node)
-        wish = Wish(local_target(name), size, self.options, self.file, behind, graph.secrets)
+        wish = Wish(local_target(name), size, self.options, self.file, behind, graph.objects)
         return await self.creator.plan(wish)
 
 

@@ -13,15 +13,15 @@ import click
 from vblk.cli.command import flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import Failure, could_not_open
-from vblk.cli.objects import objects_option, secrets_of
+from vblk.cli.objects import objects_of, objects_option
 from vblk.cli.values import SOURCE_CACHE_TYPE, PathMapType
 from vblk.errors import BlockError
 from vblk.graph.edge import Permission
 from vblk.graph.gate import BesideGate, DenyGate
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
+from vblk.graph.objects import Objects
 from vblk.graph.registry import Graph
-from vblk.graph.secrets import Secrets
 from vblk.graph.site import ChainRules
 from vblk.opening import open_image
 from vblk.options import NodeOptions, parse_filename, parse_image_opts
@@ -55,15 +55,15 @@ class ImageArguments:
         """Return what was said about parents."""
         return ChainRules(self.parent, self.parent_dirs, self.path_map, self.ignore_linkage, self.strict)
 
-    def check(self) -> Secrets:
-        """Refuse what contradicts itself; return the secrets that were given.
+    def check(self) -> Objects:
+        """Refuse what contradicts itself; return the objects that were given.
 
         Raises:
             Failure: Always in one sentence.
         """
         if self.image_opts and self.format is not None:
             raise Failure("--image-opts and --format are mutually exclusive")
-        return secrets_of(self.objects)
+        return objects_of(self.objects)
 
     def one_operand(self) -> str:
         """Return the only operand, the image's name."""
@@ -111,9 +111,9 @@ def image_options() -> list[click.Option]:
 @asynccontextmanager
 async def image_graph(arguments: ImageArguments) -> AsyncGenerator[Graph]:
     """Yield the graph of a command, with the gate that its user asked for; closes it."""
-    secrets = arguments.check()
+    objects = arguments.check()
     gate = DenyGate() if arguments.deny_implicit else BesideGate()
-    async with Graph(gate=gate, secrets=secrets) as graph:
+    async with Graph(gate=gate, objects=objects) as graph:
         yield graph
 
 

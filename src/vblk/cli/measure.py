@@ -15,7 +15,7 @@ from vblk.cli.values import OUTPUT_TYPE, SizeType
 from vblk.creating import CREATORS
 from vblk.graph.creation import Wish
 from vblk.graph.handle import Handle
-from vblk.graph.secrets import Secrets
+from vblk.graph.objects import Objects
 from vblk.jobs.measure import data_in_units
 from vblk.opening import FORMATS, KNOWN_ELSEWHERE, PROTOCOLS
 from vblk.units import align_up
@@ -56,7 +56,7 @@ async def run(arguments: Arguments, console: Console) -> int:
             handle = await open_named(graph, arguments.operands[0], arguments, console)
             if arguments.snapshot is not None:
                 raise no_snapshots(handle.node.driver)
-            required, full = await _measure(wanted, handle.size, handle, graph.secrets)
+            required, full = await _measure(wanted, handle.size, handle, graph.objects)
     if arguments.output == "json":
         import json
 
@@ -66,9 +66,9 @@ async def run(arguments: Arguments, console: Console) -> int:
     return SUCCESS
 
 
-async def _measure(wanted: Request, size: int, source: Handle | None, secrets: Secrets) -> tuple[int, int]:
+async def _measure(wanted: Request, size: int, source: Handle | None, objects: Objects) -> tuple[int, int]:
     """Return the length of a new image's file with the data of `source`, or none, and with all blocks."""
-    image = await wanted.creator.plan(Wish("", size, wanted.options, wanted.file, secrets=secrets))
+    image = await wanted.creator.plan(Wish("", size, wanted.options, wanted.file, objects=objects))
     unit = image.allocation_unit
     if not unit:
         return image.file_length(0), image.file_length(0)

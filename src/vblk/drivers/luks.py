@@ -233,7 +233,7 @@ async def open_node(site: Site) -> LuksNode:
     """
     options = bind(site.options.own, Options, "luks")
     check_children(site.options, "luks", "file")
-    secret = None if options.key_secret is None else site.graph.secrets.find(options.key_secret)
+    secret = None if options.key_secret is None else site.graph.objects.secret(options.key_secret)
     file = await site.child()
     try:
         header = parse_header(await file.read(0, min(HEADER_LENGTH, file.size)), file.size)

@@ -128,7 +128,7 @@ class LuksCreator(Creator[LuksOptions]):
         if options.key_secret is None:
             raise OptionError("Parameter 'key-secret' is required for cipher")
         spec = options.spec()
-        secret = wish.secrets.find(options.key_secret)
+        secret = wish.objects.secret(options.key_secret)
         if wish.size > OFFSET_MAX - payload_offset(spec) or wish.size % SECTOR:
             raise OptionError(f"a disk of {wish.size} bytes is too large, or not of whole sectors")
         wish.file.mode()

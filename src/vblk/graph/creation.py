@@ -16,7 +16,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from vblk.errors import OptionError
 from vblk.graph.node import Node, Preallocation
-from vblk.graph.secrets import Secrets
+from vblk.graph.objects import Objects
 from vblk.options import Scalar, Size
 from vblk.options.creation import described
 from vblk.units import MIB
@@ -80,7 +80,7 @@ class Wish(Generic[OptionsT]):
     options: OptionsT
     file: FileOptions = field(default_factory=FileOptions)
     backing: Backing | None = None
-    secrets: Secrets = field(default_factory=Secrets)
+    objects: Objects = field(default_factory=Objects)
 
 
 class NewImage(ABC):

@@ -23,7 +23,7 @@ from vblk.graph.edges import Edges, Rewiring, reachable
 from vblk.graph.gate import BesideGate, OpenGate
 from vblk.graph.handle import Handle, Traffic
 from vblk.graph.node import Node
-from vblk.graph.secrets import Secrets
+from vblk.graph.objects import Objects
 from vblk.runtime.uninterrupted import to_the_end
 
 
@@ -43,15 +43,15 @@ class Graph:
     """A set of named nodes that belong to one event loop.
 
     `engine` runs what would block; `gate` decides which files that images name
-    may be opened; `secrets` are what unlocks encrypted ones. Close the graph, or
+    may be opened; `objects` are what options refer to by ids. Close the graph, or
     use it in `async with`: every node is closed then, parents first.
     """
 
     def __init__(
-        self, engine: Engine | None = None, gate: OpenGate | None = None, secrets: Secrets | None = None
+        self, engine: Engine | None = None, gate: OpenGate | None = None, objects: Objects | None = None
     ) -> None:
         self.engine = engine if engine is not None else ThreadEngine()
-        self.secrets = secrets if secrets is not None else Secrets()
+        self.objects = objects if objects is not None else Objects()
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
         self.edges = Edges()

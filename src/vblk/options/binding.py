@@ -83,6 +83,17 @@ def bind_create(values: Mapping[str, str], struct: type[OptionsT]) -> OptionsT:
     )
 
 
+def bind_object(own: Mapping[str, Scalar], struct: type[OptionsT], *, strict: bool) -> OptionsT:
+    """Convert the options of an object, which is no node; all as in `bind`.
+
+    Raises:
+        OptionError: As `bind`; an unknown name is unexpected.
+    """
+    return _Binder(strict, "-", lambda name: f"Parameter '{name}' is unexpected").struct(
+        _unflatten(own), struct, ""
+    )
+
+
 def _unflatten(own: Mapping[str, Scalar]) -> _Tree:
     tree: _Tree = {}
     for name, value in own.items():

@@ -14,7 +14,7 @@ import click
 from vblk.cli.command import HelpWanted, Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure
-from vblk.cli.objects import objects_option, secrets_of
+from vblk.cli.objects import objects_of, objects_option
 
 if TYPE_CHECKING:
     from vblk.cli.io.session import Session
@@ -120,7 +120,7 @@ async def _run(arguments: IoArguments, console: Console) -> int:
         commands=by_name(),
         image_opts=arguments.image_opts,
         misalign=arguments.misalign,
-        secrets=secrets_of(arguments.objects),
+        objects=objects_of(arguments.objects),
     )
     try:
         if arguments.operands:

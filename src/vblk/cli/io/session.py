@@ -21,8 +21,8 @@ from vblk.errors import BlockError, ImageError, NodeFailed, OutOfRange
 from vblk.filters.events import EventListener, InjectedError, find_listener
 from vblk.graph.handle import Handle
 from vblk.graph.node import Buffer
+from vblk.graph.objects import Objects
 from vblk.graph.registry import Graph
-from vblk.graph.secrets import Secrets
 from vblk.options import NodeOptions
 
 MISALIGNMENT = 16
@@ -69,13 +69,13 @@ class Session:
         commands: dict[str, Command],
         image_opts: bool = False,
         misalign: bool = False,
-        secrets: Secrets | None = None,
+        objects: Objects | None = None,
     ) -> None:
         """Know `commands` by names and aliases; `image_opts`: names of images are options."""
         self.console = console
         self.commands = commands
         self.image_opts = image_opts
-        self.secrets = secrets if secrets is not None else Secrets()
+        self.objects = objects if objects is not None else Objects()
         self.ended = False
         self.status = SUCCESS
         self._misalign = misalign
