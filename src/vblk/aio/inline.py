@@ -24,6 +24,7 @@ from vblk.aio.engine import Buffer
 
 if TYPE_CHECKING:
     from vblk.aio.leased_map import LeasedMap
+    from vblk.aio.residency import Residency
 
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 _HITS_BEFORE_MAP: Final = 512
@@ -59,6 +60,7 @@ class InlineReader:
         """To be asked before `try_read`, where it is set: it saves the system call."""
         self._hits_before_map = _HITS_BEFORE_MAP if may_map else 0
         self._spare: dict[int, list[list[memoryview]]] = {}
+        self._residency: Residency | None = None
         self.supported = _NOWAIT != 0 and hasattr(os, "preadv")
 
     def try_read(self, offset: int, length: int) -> bytes | None:
@@ -91,9 +93,35 @@ class InlineReader:
             if spare is not None:
                 spare.append(vector)
 
+    def has(self, offset: int, length: int) -> bool:
+        """Tell whether the page cache has all of a range, so that nobody waits who reads it now."""
+        if not self.supported:
+            return False
+        residency = self._residency
+        if residency is None or not residency.has(offset, length):
+            if residency is not None and offset + length <= residency.size:
+                return False
+            self._residency = residency = self._new_residency()
+        return residency is not None and residency.has(offset, length)
+
+    def _new_residency(self) -> "Residency | None":
+        """Look at the file as long as it is now."""
+        # ctypes is slow to load: only a server comes here.
+        from vblk.aio.residency import Residency, is_told
+
+        if self._residency is not None:
+            self._residency.close()
+        try:
+            size = os.fstat(self._fd).st_size
+            return Residency(self._fd, size) if size and is_told(self._fd) else None
+        except OSError:
+            return None
+
     def close(self) -> None:
         """Read no more, and give the mapping up."""
         self.supported = False
+        if self._residency is not None:
+            self._residency.close()
         self._hits_before_map = 0
         mapped, self._map, self.read_mapped = self._map, None, None
         if mapped is not None:

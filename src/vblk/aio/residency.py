@@ -9,6 +9,7 @@ import mmap
 import os
 from typing import Final
 
+_PAGE: Final = 4096
 _FAILED: Final = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,8 +26,13 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
 
+def is_told(fd: int) -> bool:
+    """Tell whether the kernel says what is cached of a file; to those who may not write to it, all is."""
+    return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)
+
+
 class Residency:
-    """Asks for all pages of one file at a time."""
+    """Asks which pages of one file are cached."""
 
     def __init__(self, fd: int, size: int) -> None:
         """Ask about the first `size` bytes of `fd`.
@@ -34,7 +40,8 @@ class Residency:
         Raises:
             OSError: The file cannot be mapped.
         """
-        self._size = size
+        self.size = size
+        self._answer = (ctypes.c_char * 256)()
         self._address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
         if self._address == _FAILED:
             raise _error()
@@ -48,16 +55,29 @@ class Residency:
         Raises:
             OSError: The kernel does not tell.
         """
-        assert len(answer) * 4096 >= self._size
+        assert len(answer) * 4096 >= self.size
         place = (ctypes.c_char * len(answer)).from_buffer(answer)
-        if self._address is not None and _libc.mincore(self._address, self._size, place):
+        if self._address is not None and _libc.mincore(self._address, self.size, place):
             raise _error()
+
+    def has(self, offset: int, length: int) -> bool:
+        """Tell whether all pages of a range are cached; what is behind the first `size` bytes is not."""
+        if self._address is None or offset + length > self.size:
+            return False
+        first = offset & -_PAGE
+        count = -(-(offset + length - first) // _PAGE)
+        if count > len(self._answer):
+            self._answer = (ctypes.c_char * count)()
+        answer = self._answer
+        if _libc.mincore(self._address + first, offset + length - first, answer):
+            return False
+        return answer.raw[:count] == b"\1" * count
 
     def close(self) -> None:
         """Give the mapping up. Idempotent."""
         address, self._address = self._address, None
         if address is not None:
-            _libc.munmap(address, self._size)
+            _libc.munmap(address, self.size)
 
 
 def _error() -> OSError:

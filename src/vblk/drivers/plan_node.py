@@ -71,6 +71,10 @@ class PlanNode(Mapper, Generic[AnyWriter]):
                 if start + at not in self.pages:  # edited meanwhile: what is in memory is newer
                     self.pages.put(start + at, data[at : at + size])
 
+    def try_resolve(self, offset: int, length: int) -> list[Span] | None:
+        """Answer while nobody writes: space that is given back may hold other bytes soon."""
+        return None if self._writer is not None else super().try_resolve(offset, length)
+
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Read through the whole chain; what is being read is not used anew meanwhile."""
         if self._writer is None:

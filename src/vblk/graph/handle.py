@@ -9,7 +9,7 @@ drain that it waited for may have changed the node.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from vblk.errors import GraphError, OutOfRange, ReadOnly
@@ -31,6 +31,8 @@ class Traffic:
     def __init__(self) -> None:
         self.in_flight = 0
         self.held = 0
+        self.on_hold: list[Callable[[], None]] = []
+        """Called when requests begin to be held back, by whoever has some that would last."""
         self._quiet = asyncio.Event()
         self._open = asyncio.Event()
         self._quiet.set()
@@ -39,10 +41,18 @@ class Traffic:
     async def __aenter__(self) -> None:
         while self.held:
             await self._open.wait()
+        self.begin()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
+
+    def begin(self) -> None:
+        """Count a request in; the caller has seen that none is held back."""
         self.in_flight += 1
         self._quiet.clear()
 
-    async def __aexit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Count a request out."""
         self.in_flight -= 1
         if not self.in_flight:
             self._quiet.set()
@@ -51,6 +61,8 @@ class Traffic:
         """Hold new requests back until the matching `release`."""
         self.held += 1
         self._open.clear()
+        for listener in self.on_hold:
+            listener()
 
     async def quiet(self) -> None:
         """Wait until nothing is in flight."""

@@ -100,6 +100,36 @@ class Mapper(Node):
         part = self.backing.try_read(extent.guest_offset, inside)
         return part if part is None else part + bytes(extent.length - inside)
 
+    def try_resolve(self, offset: int, length: int) -> list[Span] | None:
+        """Walk the chain below down to leaves, when its tables are in memory; see `Node.try_resolve`."""
+        extents = self.lookup(offset, length) if length <= self.lookup_step else Missing([])
+        if isinstance(extents, Missing):
+            return None
+        spans: list[Span] = []
+        for extent in extents:
+            guest, count = extent.guest_offset, extent.length
+            below, at, inside = self.backing, int(guest), count
+            if extent.kind is Kind.DATA:
+                assert extent.file_offset is not None
+                below, at = self._file, extent.file_offset
+            elif extent.kind is Kind.ENCODED or (below is None and self.backing_left_closed):
+                return None
+            elif extent.kind is Kind.ZERO:
+                below = None
+            elif below is not None:
+                inside = max(0, min(count, below.size - guest))
+            if below is not None and inside:
+                found = below.try_resolve(at, inside)
+                if found is None:
+                    return None
+                for span in found:
+                    span.guest_offset += guest - at
+                    spans.append(span)
+            if below is None or inside < count:
+                rest = 0 if below is None else inside
+                spans.append(Span(Kind.ZERO, guest + rest, count - rest))
+        return coalesce(spans)
+
     async def read(self, offset: int, length: int) -> bytes:
         """Read through the whole chain."""
         data = bytearray(length)

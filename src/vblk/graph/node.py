@@ -142,6 +142,17 @@ class Node(ABC):
         """
         return False
 
+    def try_resolve(self, offset: int, length: int) -> "list[Span] | None":
+        """Say where a range is, as `resolve` does, or return None: that would block, or may change.
+
+        What is returned stays true until the next request that changes this range.
+
+        Raises as `resolve`.
+
+        Concurrency: runs to completion.
+        """
+        return None
+
     async def read_encoded(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from a range that this format's `lookup` calls ENCODED."""
         raise Unsupported("this format's encoded data cannot be read", filename=self.filename)
@@ -242,6 +253,14 @@ class Leaf(Opaque):
     def descriptor(self) -> int | None:
         """Return a file descriptor that the kernel can copy from and to, or None."""
         return None
+
+    def cached_descriptor(self, offset: int, length: int) -> int | None:
+        """Return the descriptor, when reading this range from it would not wait as far as can be known."""
+        return None
+
+    def try_resolve(self, offset: int, length: int) -> list[Span] | None:
+        """Answer with this node itself."""
+        return [Span(Kind.DATA, offset, length, self, offset)]
 
     def written(self, offset: int, length: int) -> None:
         """Note that `length` bytes arrived at `offset` through the descriptor."""

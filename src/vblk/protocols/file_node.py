@@ -106,6 +106,10 @@ class FileNode(Leaf):
         """Return the descriptor, the same as long as the node lives; None with O_DIRECT."""
         return None if self._aligner is not None else self._fd
 
+    def cached_descriptor(self, offset: int, length: int) -> int | None:
+        """Return the descriptor where the page cache has all of a range; see `Leaf.cached_descriptor`."""
+        return self._fd if self._inline.has(offset, length) else None
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read from the page cache, or return None."""
         read_mapped = self._inline.read_mapped

@@ -146,23 +146,51 @@ class StatusFlag(enum.IntFlag):
     ZERO = 2
 
 
-ESHUTDOWN: Final = 108
+class ErrorCode(enum.IntEnum):
+    """The errors of the protocol."""
 
-_ERRORS: Final = {
-    1: errno.EPERM,
-    5: errno.EIO,
-    12: errno.ENOMEM,
-    22: errno.EINVAL,
-    28: errno.ENOSPC,
-    75: errno.EOVERFLOW,
-    95: errno.ENOTSUP,
-    ESHUTDOWN: errno.ESHUTDOWN,
+    EPERM = 1
+    EIO = 5
+    ENOMEM = 12
+    EINVAL = 22
+    ENOSPC = 28
+    EOVERFLOW = 75
+    ENOTSUP = 95
+    ESHUTDOWN = 108
+
+
+ESHUTDOWN: Final = ErrorCode.ESHUTDOWN
+
+_ERRORS: Final[dict[int, int]] = {
+    ErrorCode.EPERM: errno.EPERM,
+    ErrorCode.EIO: errno.EIO,
+    ErrorCode.ENOMEM: errno.ENOMEM,
+    ErrorCode.EINVAL: errno.EINVAL,
+    ErrorCode.ENOSPC: errno.ENOSPC,
+    ErrorCode.EOVERFLOW: errno.EOVERFLOW,
+    ErrorCode.ENOTSUP: errno.ENOTSUP,
+    ErrorCode.ESHUTDOWN: errno.ESHUTDOWN,
+}
+_CODES: Final[dict[int, ErrorCode]] = {
+    **{number: ErrorCode(code) for code, number in _ERRORS.items()},
+    errno.EACCES: ErrorCode.EPERM,
+    errno.EROFS: ErrorCode.EPERM,
+    errno.EDQUOT: ErrorCode.ENOSPC,
+    errno.EFBIG: ErrorCode.ENOSPC,
 }
 
 
 def error_number(code: int) -> int:
     """Return the system's number of an error of the protocol; an unknown one is EINVAL."""
     return _ERRORS.get(code, errno.EINVAL)
+
+
+def error_code(number: int) -> ErrorCode:
+    """Return the error of the protocol that says what a number of the system says; EIO for others.
+
+    Only what is wrong with a request itself is EINVAL, and whoever finds that says so.
+    """
+    return _CODES.get(number, ErrorCode.EIO)
 
 
 def shown(data: bytes) -> str:

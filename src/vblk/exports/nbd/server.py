@@ -1,0 +1,287 @@
+"""The NBD server: addresses on which it listens, exports that clients find by name.
+
+Owns: the listening sockets, the number of clients, and which export has which name.
+What a client does is the business of its connection.
+
+Ordering rule: a socket in the file system is its owner's alone from the moment in
+which it is there. Beyond the limit of clients none is accepted; who waits is
+served when another one leaves.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+from vblk.aio.engine import storage_error
+from vblk.errors import GraphError, OptionError, StorageError
+from vblk.exports.nbd.connection import Connection
+from vblk.exports.nbd.export import NbdExport
+from vblk.graph.registry import Graph
+from vblk.options.address import FdAddress, InetAddress, SocketAddress, UnixAddress
+from vblk.wire.nbd.server_handshake import Offer
+
+BACKLOG: Final = 128
+ACCEPTED_AT_ONCE: Final = 16
+_PATH_MAX: Final = 107
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE: Final = 1.0
+"""Seconds without accepting, when the system has no descriptors left."""
+
+
+class NbdServer:
+    """Serves exports of one graph.
+
+    `report` is told in one sentence what clients do wrong. `on_change` is called
+    after a client came or went.
+
+    Concurrency: belongs to one event loop's thread.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        max_connections: int = 100,
+        handshake_limit: float = 10.0,
+        report: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Serve nothing yet.
+
+        Args:
+            graph: The graph of all exports.
+            max_connections: How many clients are served at a time; 0: any number.
+            handshake_limit: Seconds that a client has to choose its export.
+            report: Takes what clients do wrong.
+        """
+        self.graph = graph
+        self.handshake_limit = handshake_limit
+        self.report = report
+        self.on_change: Callable[[], None] = lambda: None
+        self.addresses: list[SocketAddress] = []
+        """Where it listens; a port that the system chose is filled in."""
+        self._max = max_connections
+        self._exports: dict[str, NbdExport] = {}
+        self._connections: set[Connection] = set()
+        self._sockets: list[socket.socket] = []
+        self._accepting = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # Exports
+
+    def add(self, export: NbdExport) -> None:
+        """Let clients find an export.
+
+        Raises:
+            GraphError: Another one has its name.
+        """
+        if export.name in self._exports:
+            raise GraphError(f"NBD server already has export named '{export.name}'")
+        self._exports[export.name] = export
+        export.server = self
+
+    def remove(self, export: NbdExport) -> None:
+        """Let no client find an export any more. Idempotent."""
+        if self._exports.get(export.name) is export:
+            del self._exports[export.name]
+
+    def find(self, name: str) -> NbdExport | None:
+        """Return the export of that name that takes clients."""
+        return self._exports.get(name)
+
+    def offers(self) -> Mapping[str, Offer]:
+        """Return what clients may choose from."""
+        return {name: export.offer() for name, export in self._exports.items()}
+
+    # Clients
+
+    @property
+    def clients(self) -> int:
+        """How many are connected, those included that have not chosen yet."""
+        return len(self._connections)
+
+    async def listen(self, address: SocketAddress) -> None:
+        """Take clients at an address too.
+
+        Raises:
+            StorageError: The system refuses.
+            OptionError: There can be no such address.
+        """
+        sockets = await _bound(address)
+        self._sockets += sockets
+        self.addresses += [_address_of(sock, address) for sock in sockets]
+        for sock in sockets:
+            sock.setblocking(False)
+            if self._accepting:
+                asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Accept clients, or do not, as the limit says."""
+        wanted = not self._closed and self._pause is None and not 0 < self._max <= len(self._connections)
+        if wanted == self._accepting:
+            return
+        self._accepting = wanted
+        loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            if wanted:
+                loop.add_reader(sock, self._accept, sock)
+            else:
+                loop.remove_reader(sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            if not self._accepting:
+                return
+            try:
+                client, _ = sock.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self.report(f"a client cannot be accepted: {error.strerror}")
+                    self._pause = asyncio.get_running_loop().call_later(_PAUSE, self._end_pause)
+                    self._watch()
+                return
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._connections.add(Connection(self, client))
+            self._watch()
+            self.on_change()
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._watch()
+
+    def forget(self, connection: Connection) -> None:
+        """Note that a client is gone, and all of its requests have ended."""
+        self._connections.discard(connection)
+        self._watch()
+        self.on_change()
+
+    # The end
+
+    async def close(self) -> None:
+        """Take no more clients, end all exports, and let every client go. Idempotent.
+
+        What clients asked for ends. Cancellation: the sockets are closed.
+        """
+        self._closed = True
+        if self._pause is not None:
+            self._pause.cancel()
+        self._watch()
+        self._close_sockets()
+        await asyncio.gather(*(export.stop() for export in list(self._exports.values())))
+        await asyncio.gather(*(connection.leave() for connection in list(self._connections)))
+
+    def _close_sockets(self) -> None:
+        for sock, address in zip(self._sockets, self.addresses, strict=True):
+            sock.close()
+            if isinstance(address, UnixAddress):
+                with suppress(OSError):
+                    os.unlink(address.path)
+        self._sockets.clear()
+
+
+async def _bound(address: SocketAddress) -> list[socket.socket]:
+    """Return listening sockets."""
+    if isinstance(address, UnixAddress):
+        return [_bound_unix(address.path)]
+    if isinstance(address, InetAddress):
+        return await _bound_inet(address)
+    try:
+        sock = socket.socket(fileno=address.fd)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.detach()
+            raise OptionError(f"the descriptor {address.fd} is no socket that listens")
+    except OSError as error:
+        raise OptionError(f"the descriptor {address.fd} is no socket: {error.strerror}") from error
+    return [sock]
+
+
+def _bound_unix(path: str) -> socket.socket:
+    if len(os.fsencode(path)) > _PATH_MAX:
+        raise OptionError(
+            f"UNIX socket path '{path}' is too long\nPath must be less than {_PATH_MAX + 1} bytes"
+        )
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        number = error.errno or errno.EIO
+        raise StorageError(number, f"Failed to bind socket to {path}: {os.strerror(number)}") from error
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that a server has left behind; what is in use, or no socket, stays."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            return
+
+
+async def _bound_inet(address: InetAddress) -> list[socket.socket]:
+    loop = asyncio.get_running_loop()
+    family = socket.AF_UNSPEC
+    if address.ipv6 is False or (address.ipv4 and address.ipv6 is None):
+        family = socket.AF_INET
+    elif address.ipv4 is False or (address.ipv6 and address.ipv4 is None):
+        family = socket.AF_INET6
+    try:
+        found = await loop.getaddrinfo(
+            address.host or None,
+            address.port,
+            family=family,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
+    except (OSError, UnicodeError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(
+            errno.EADDRNOTAVAIL, f"address resolution failed for {address.host}:{address.port}: {text}"
+        ) from error
+    sockets: list[socket.socket] = []
+    try:
+        for each_family, kind, protocol, _, place in dict.fromkeys(found):
+            sock = socket.socket(each_family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if each_family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(place)
+            sock.listen(BACKLOG)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        number = error.errno or errno.EIO
+        text = f"Failed to find an available port: {os.strerror(number)}"
+        raise storage_error(OSError(number, text)) from error
+    return sockets
+
+
+def _address_of(sock: socket.socket, wanted: SocketAddress) -> SocketAddress:
+    """Return where a socket really listens."""
+    if isinstance(wanted, InetAddress):
+        host, port = sock.getsockname()[:2]
+        return InetAddress(host, str(port))
+    return wanted if isinstance(wanted, UnixAddress) else FdAddress(sock.fileno())
