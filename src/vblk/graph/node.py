@@ -15,11 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vblk.errors import ReadOnly, Unsupported
 from vblk.extent import Kind
 from vblk.graph.edge import IDLE, Access, Edge, Role
+
+if TYPE_CHECKING:
+    from vblk.graph.dirty_bitmap import DirtyBitmap
 
 Buffer = bytes | bytearray | memoryview
 
@@ -59,7 +62,8 @@ class Node(ABC):
     `name` is unique in its graph. `filename` is what a user would type to open
     it. `alignment` is what requests below this node are best aligned to; nodes
     accept every alignment. `allocation_unit` is in which pieces, in bytes, a write
-    takes space; 0 where that is no more than what is written.
+    takes space; 0 where that is no more than what is written. `bitmaps` are marked
+    by `vblk.graph.recording`.
     """
 
     driver: ClassVar[str]
@@ -75,6 +79,7 @@ class Node(ABC):
         self.alignment = 1
         self.allocation_unit = 0
         self.warnings: list[str] = []
+        self.bitmaps: dict[str, DirtyBitmap] = {}
 
     def child(self, role: Role) -> "Node | None":
         """Return the first child that plays `role`, or None."""

@@ -22,9 +22,9 @@ import sys
 from array import array
 from collections.abc import Iterator
 
+from vblk.codec.bits import bit_runs
 from vblk.formats.space import Place
 from vblk.formats.vhdx.bat import BITMAP_PRESENT, Geometry, State
-from vblk.formats.vhdx.bitmap import bit_runs
 from vblk.formats.vhdx.layout import (
     BAT_ENTRIES_PER_PAGE,
     BAT_OFFSET_MASK,

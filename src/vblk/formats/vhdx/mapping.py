@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
+from vblk.codec.bits import bit_runs
 from vblk.codec.ranges import RangeSet
 from vblk.errors import CorruptImage
 from vblk.extent import Extent, Kind, Missing
@@ -25,7 +26,6 @@ from vblk.formats.vhdx.bat import (
     is_progression,
     payload_fault,
 )
-from vblk.formats.vhdx.bitmap import bit_runs
 from vblk.formats.vhdx.layout import (
     BAT_ENTRIES_PER_PAGE,
     BAT_ENTRY_SIZE,

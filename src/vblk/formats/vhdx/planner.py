@@ -13,6 +13,7 @@ Source: [MS-VHDX] "Payload BAT Entry States", "Sector Bitmap Blocks".
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from vblk.codec.bits import all_set
 from vblk.codec.ranges import RangeSet
 from vblk.errors import CorruptImage
 from vblk.extent import Missing
@@ -28,7 +29,6 @@ from vblk.formats.vhdx.bat import (
     bitmap_fault,
     payload_fault,
 )
-from vblk.formats.vhdx.bitmap import all_set
 from vblk.formats.vhdx.layout import (
     BAT_ENTRY_SIZE,
     BAT_OFFSET_MASK,

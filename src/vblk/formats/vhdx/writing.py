@@ -20,10 +20,10 @@ only when the edit is durable.
 Source: [MS-VHDX] "Payload BAT Entry States", "Sector Bitmap Blocks".
 """
 
+from vblk.codec.bits import all_set, clear_bits, set_bits
 from vblk.errors import CorruptImage
 from vblk.formats.edits import EditedPages, PageEditor
 from vblk.formats.vhdx.bat import Fault, Geometry, Placement, State
-from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
 from vblk.formats.vhdx.check import Survey, writing_refused
 from vblk.formats.vhdx.image import VhdxImage
 from vblk.formats.vhdx.layout import BAT_ENTRY_SIZE, BAT_OFFSET_MASK, BAT_STATE_MASK, PAGE_SIZE

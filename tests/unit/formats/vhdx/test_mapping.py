@@ -23,10 +23,10 @@ from tests.support.small_vhdx import (
     region_entry,
     summary,
 )
+from vblk.codec.bits import bit_runs
 from vblk.errors import CorruptImage, Reason
 from vblk.extent import Kind, Missing
 from vblk.formats.vhdx.bat import Geometry, is_progression
-from vblk.formats.vhdx.bitmap import bit_runs
 
 PARENT = locator({"parent_linkage": "{00112233-4455-6677-8899-aabbccddeeff}", "relative_path": ".\\p.vhdx"})
 

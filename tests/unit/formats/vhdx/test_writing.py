@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from vblk.codec.bits import all_set, clear_bits, set_bits
 from vblk.errors import CorruptImage
 from vblk.extent import Missing
 from vblk.formats.edits import EditedPages
 from vblk.formats.plan import NeedsRoom, Piece
 from vblk.formats.vhdx.bat import BITMAP_PRESENT, Geometry, Placement, Reserved, State
-from vblk.formats.vhdx.bitmap import all_set, clear_bits, set_bits
 from vblk.formats.vhdx.ownership import Owner, OwnershipTable
 from vblk.formats.vhdx.plan import NeedsBitmap, Plan
 from vblk.formats.vhdx.space import Space

@@ -1,11 +1,11 @@
-"""Sector bitmaps: which sectors of a partially present block this file holds.
+"""Bitmaps: runs of equal bits, found fast, and ranges of bits, changed fast.
 
-Owns: turning bits into runs, fast, and changing them. It must not know where bitmaps are.
+Owns: the arithmetic on bits in bytes. What a bit means is its user's business: a
+sector of a VHDX block, or a dirty piece of a disk.
 
-    Bit n of a chunk is bit n % 8 of byte n // 8, least significant first.
-    1: the sector is in this file; 0: ask the parent.
+    Bit n is bit n % 8 of byte n // 8, least significant first.
 
-Source: [MS-VHDX] "Sector Bitmap Blocks".
+Source: [MS-VHDX] "Sector Bitmap Blocks", whose order this is.
 """
 
 import re
@@ -47,8 +47,6 @@ def bit_runs(data: bytes, first_bit: int, count: int) -> Iterator[tuple[bool, in
         data: Bytes of a bitmap.
         first_bit: The first bit to look at, from the start of `data`.
         count: How many bits to look at, > 0; all of them lie in `data`.
-
-    Source: [MS-VHDX] "Sector Bitmap Blocks".
     """
     first_byte, skip = divmod(first_bit, 8)
     last_byte = (first_bit + count + 7) // 8

@@ -1,0 +1,226 @@
+"""Dirty bitmaps: what of a node was changed since somebody last looked.
+
+Owns: the bits, their arithmetic, and who may do what with a bitmap. How a node
+comes to mark them is `vblk.graph.recording`. It moves no bytes and never waits.
+
+Ordering rule: a range is marked when its change has ended, whatever became of it.
+Whoever copies what is dirty clears the marks first and reads then: what changes
+in between is marked again.
+
+Source: QEMU's QAPI reference, BlockDirtyInfo; its words for what is refused.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from vblk.codec.bits import bit_runs, clear_bits, set_bits
+from vblk.errors import GraphError, OptionError
+from vblk.units import KIB, is_power_of_two
+
+GRANULARITY_DEFAULT: Final = 64 * KIB
+"""Bytes of the disk to a bit, unless the format's clusters are smaller."""
+
+NAME_MAX: Final = 1023
+
+UNITS_MAX: Final = 1 << 33
+"""The most bits of a bitmap: 1 GiB of memory when dirt and cleanness are mixed everywhere."""
+
+_CHUNK_SHIFT: Final = 18
+_CHUNK: Final = 1 << _CHUNK_SHIFT
+"""Bits that are kept together. Chunks without a mark take no memory, those all dirty share one."""
+
+_FULL: Final = b"\xff" * (_CHUNK >> 3)
+
+Chunks = dict[int, bytes | bytearray]
+"""Marks by chunk; what is `bytes` is shared and not changed in place."""
+
+
+def granularity_for(cluster_size: int) -> int:
+    """Return the default granularity for a format's clusters or blocks, both in bytes; 0: it has none."""
+    return min(GRANULARITY_DEFAULT, max(4 * KIB, cluster_size)) if cluster_size else GRANULARITY_DEFAULT
+
+
+class DirtyBitmap:
+    """One bitmap of one node. Offsets and lengths are guest bytes.
+
+    `enabled` says whether changes are marked; `busy` that an export or a job
+    holds it, so that nobody else may change or remove it.
+    """
+
+    def __init__(self, name: str, size: int, granularity: int, *, enabled: bool = True) -> None:
+        """Make a bitmap without marks for a disk of `size` bytes.
+
+        Raises:
+            OptionError: The name or the granularity cannot be.
+        """
+        if not name:
+            raise OptionError("Bitmap name cannot be empty")
+        if len(name.encode()) > NAME_MAX:
+            raise OptionError("Bitmap name too long")
+        if granularity < 512 or not is_power_of_two(granularity):
+            raise OptionError("Granularity must be power of 2 and at least 512")
+        if size > granularity * UNITS_MAX:
+            raise OptionError(f"A granularity of {granularity} bytes is too small for a disk of {size} bytes")
+        self.name = name
+        self.granularity = granularity
+        self.enabled = enabled
+        self.busy = False
+        self.size = size
+        self._shift = granularity.bit_length() - 1
+        self._chunks: Chunks = {}
+
+    def mark(self, offset: int, length: int) -> None:
+        """Note a change, if the bitmap is enabled."""
+        if self.enabled:
+            self.set(offset, length)
+
+    def set(self, offset: int, length: int) -> None:
+        """Make every unit dirty that has a byte of a range; the range may reach beyond the disk."""
+        end = min(offset + length, self.size)
+        if offset >= end:
+            return
+        first, last = offset >> self._shift, end - 1 >> self._shift
+        for index, start, count in _by_chunk(first, last + 1 - first):
+            if count == _CHUNK:
+                self._chunks[index] = _FULL
+            else:
+                set_bits(self._own(index), start, count)
+
+    def reset(self, offset: int, length: int) -> None:
+        """Make every unit clean that lies in a range wholly; a last unit may be cut by the disk's end."""
+        end = min(offset + length, self.size)
+        first = -(-offset >> self._shift)
+        stop = -(-end >> self._shift) if end == self.size else end >> self._shift
+        for index, start, count in _by_chunk(first, max(0, stop - first)):
+            if count == _CHUNK:
+                self._chunks.pop(index, None)
+            elif index in self._chunks:
+                clear_bits(self._own(index), start, count)
+
+    def _own(self, index: int) -> bytearray:
+        """Return a chunk that may be changed in place."""
+        chunk = self._chunks.get(index)
+        if not isinstance(chunk, bytearray):
+            chunk = bytearray(chunk or _CHUNK >> 3)
+            self._chunks[index] = chunk
+        return chunk
+
+    def clear(self) -> Chunks:
+        """Make everything clean; return the marks, for `give_back`."""
+        chunks, self._chunks = self._chunks, {}
+        return chunks
+
+    def give_back(self, chunks: Chunks) -> None:
+        """Add marks that `clear` or `marks` returned."""
+        for index, chunk in chunks.items():
+            mine = self._chunks.get(index)
+            if mine is None:
+                self._chunks[index] = bytes(chunk)
+            else:
+                joined = int.from_bytes(mine, "little") | int.from_bytes(chunk, "little")
+                self._chunks[index] = joined.to_bytes(_CHUNK >> 3, "little")
+
+    def restore(self, chunks: Chunks) -> None:
+        """Have the marks that `marks` returned, and no others."""
+        self._chunks = {index: bytes(chunk) for index, chunk in chunks.items()}
+
+    def marks(self) -> Chunks:
+        """Return the marks as they are now."""
+        return {index: bytes(chunk) for index, chunk in self._chunks.items()}
+
+    def merge(self, other: "DirtyBitmap") -> None:
+        """Add the marks of another bitmap of the same disk, whatever its granularity.
+
+        Raises:
+            GraphError: It is of a disk of another size.
+        """
+        if other.size != self.size:
+            raise GraphError(
+                f"Bitmaps are of different sizes (destination size is {self.size}"
+                f" and source size is {other.size}) and can't be merged"
+            )
+        if other.granularity == self.granularity:
+            self.give_back(other.marks())
+            return
+        for offset, length, dirty in other.ranges(0, self.size):
+            if dirty:
+                self.set(offset, length)
+
+    @property
+    def count(self) -> int:
+        """The bytes of all dirty units."""
+        units = sum(int.from_bytes(chunk, "little").bit_count() for chunk in self._chunks.values())
+        return units << self._shift
+
+    def is_dirty(self, offset: int) -> bool:
+        """Tell whether the unit of one byte is dirty."""
+        unit = offset >> self._shift
+        chunk = self._chunks.get(unit >> _CHUNK_SHIFT)
+        at = unit & _CHUNK - 1
+        return chunk is not None and bool(chunk[at >> 3] >> (at & 7) & 1)
+
+    def ranges(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield (offset, length, dirty): gapless, neighbours different, lengths summing to `length`.
+
+        The range lies within the disk. What changes while somebody iterates may
+        show or not.
+        """
+        end = offset + length
+        begun, held = offset, False
+        first = offset >> self._shift
+        position = offset
+        for run, dirty in self._runs(first, (end - 1 >> self._shift) + 1 - first if length else 0):
+            if dirty is not held:
+                if position > begun:
+                    yield begun, position - begun, held
+                begun, held = position, dirty
+            first += run
+            position = min(end, first << self._shift)
+        if end > begun:
+            yield begun, end - begun, held
+
+    def _runs(self, first: int, count: int) -> Iterator[tuple[int, bool]]:
+        for index, start, length in _by_chunk(first, count):
+            chunk = self._chunks.get(index)
+            if chunk is None:
+                yield length, False
+            elif chunk is _FULL:
+                yield length, True
+            else:
+                for bit, run in bit_runs(bytes(chunk), start, length):
+                    yield run, bit
+
+    def resize(self, size: int) -> None:
+        """Follow the disk: what is cut off is forgotten, what is new is marked as any other change."""
+        before = self.size
+        self.reset(size, before)
+        self.size = size
+        self.mark(before, size - before)
+
+    def require_free(self) -> None:
+        """Raise GraphError when somebody holds the bitmap."""
+        if self.busy:
+            raise GraphError(
+                f"Bitmap '{self.name}' is currently in use by another operation and cannot be used"
+            )
+
+    def info(self) -> dict[str, Any]:
+        """Return what QEMU's queries show of a bitmap."""
+        return {
+            "name": self.name,
+            "recording": self.enabled,
+            "persistent": False,
+            "busy": self.busy,
+            "granularity": self.granularity,
+            "count": self.count,
+        }
+
+
+def _by_chunk(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (chunk, first bit in it, bits) for a range of units."""
+    end = first + count
+    while first < end:
+        start = first & _CHUNK - 1
+        piece = min(_CHUNK - start, end - first)
+        yield first >> _CHUNK_SHIFT, start, piece
+        first += piece

@@ -1,0 +1,150 @@
+"""Nodes that note what of them was changed, in their dirty bitmaps.
+
+Owns: which operations mark, and how a node begins and ends to note. A node
+without bitmaps is exactly what it was: a node with some is of a subclass of its
+own class, made when it is first needed, that marks after each change.
+
+Ordering rule: a mark comes after its change has ended, well or not, and before
+anybody is told that it has; a request that is cancelled is over when its mark is
+set. `place` marks after the bytes and the mapping are there.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+from vblk.errors import GraphError
+from vblk.graph.dirty_bitmap import DirtyBitmap, granularity_for
+from vblk.graph.node import Buffer, Node, Preallocation, Span
+from vblk.graph.registry import Graph
+
+_kinds: dict[type[Node], type[Node]] = {}
+
+
+class Recording(Node):
+    """What a node with bitmaps does more than one without."""
+
+    recorded: ClassVar[type[Node]]
+    """The class that the node is of without bitmaps."""
+
+    def _mark(self, offset: int, length: int) -> None:
+        for bitmap in self.bitmaps.values():
+            bitmap.mark(offset, length)
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write at once, and mark; after False `write` follows, which marks."""
+        if not self.recorded.try_write(self, offset, data):
+            return False
+        self._mark(offset, len(data))
+        return True
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write, and mark."""
+        try:
+            await self.recorded.write(self, offset, data, fua=fua)
+        finally:
+            self._mark(offset, len(data))
+
+    async def write_zeroes(
+        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
+    ) -> None:
+        """Write zeros, and mark."""
+        try:
+            await self.recorded.write_zeroes(
+                self, offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua
+            )
+        finally:
+            self._mark(offset, length)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Discard, and mark."""
+        try:
+            await self.recorded.discard(self, offset, length)
+        finally:
+            self._mark(offset, length)
+
+    @asynccontextmanager
+    async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
+        """Make room, and mark when the bytes are there."""
+        try:
+            async with self.recorded.place(self, offset, length) as spans:
+                yield spans
+        finally:
+            self._mark(offset, length)
+
+    async def resize(
+        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
+    ) -> None:
+        """Resize, and let the bitmaps follow."""
+        try:
+            await self.recorded.resize(self, size, preallocation=preallocation, exact=exact)
+        finally:
+            for bitmap in self.bitmaps.values():
+                bitmap.resize(self.size)
+
+
+async def add_bitmap(
+    graph: Graph, node: Node, name: str, *, granularity: int | None = None, enabled: bool = True
+) -> DirtyBitmap:
+    """Give a node a new bitmap, without marks.
+
+    Raises:
+        OptionError: The name or the granularity cannot be.
+        GraphError: The node has a bitmap of that name.
+
+    Concurrency: waits for the requests in flight, which would end without a mark.
+    """
+    async with graph.drained(node):
+        if granularity is None:
+            granularity = granularity_for(node.allocation_unit)
+        bitmap = DirtyBitmap(name, node.size, granularity, enabled=enabled)
+        put_bitmap(node, bitmap)
+    return bitmap
+
+
+def put_bitmap(node: Node, bitmap: DirtyBitmap) -> None:
+    """Let a node have a bitmap; nothing may be in flight on the node.
+
+    Raises:
+        GraphError: It has one of that name.
+    """
+    if bitmap.name in node.bitmaps:
+        raise GraphError(f"Bitmap already exists: {bitmap.name}")
+    if not node.bitmaps:
+        node.__class__ = _recording(type(node))
+    node.bitmaps[bitmap.name] = bitmap
+
+
+def find_bitmap(node: Node, name: str) -> DirtyBitmap:
+    """Return a node's bitmap of that name.
+
+    Raises:
+        GraphError: There is none.
+    """
+    try:
+        return node.bitmaps[name]
+    except KeyError:
+        raise GraphError(f"Dirty bitmap '{name}' not found") from None
+
+
+def remove_bitmap(node: Node, name: str) -> DirtyBitmap:
+    """Take a bitmap from a node and return it, for whoever may have to put it back.
+
+    Raises:
+        GraphError: There is none of that name, or somebody holds it.
+    """
+    bitmap = find_bitmap(node, name)
+    bitmap.require_free()
+    del node.bitmaps[name]
+    if not node.bitmaps:
+        kind = type(node)
+        assert issubclass(kind, Recording)
+        node.__class__ = kind.recorded
+    return bitmap
+
+
+def _recording(kind: type[Node]) -> type[Node]:
+    """Return the class of `kind`s that record."""
+    if kind not in _kinds:
+        _kinds[kind] = type(kind.__name__, (Recording, kind), {"recorded": kind, "__doc__": kind.__doc__})
+    return _kinds[kind]
