@@ -185,7 +185,7 @@ def _tls_psk(options: TlsPsk, _: Objects) -> object:
     from vblk.aio.gnutls import PRIORITY, USER, PskCredentials
 
     return PskCredentials(
-        options.dir,
+        os.path.join(options.dir, "keys.psk"),
         options.endpoint,
         username=options.username or USER,
         priority=options.priority or PRIORITY,

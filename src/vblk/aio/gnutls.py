@@ -16,7 +16,7 @@ import re
 import weakref
 from typing import Any, Final
 
-from vblk.aio.tls import CHUNK, Endpoint, TlsCredentials, TlsSession, credentials_file
+from vblk.aio.tls import CHUNK, Endpoint, TlsCredentials, TlsSession, require_file
 from vblk.errors import OptionError, PeerError, Unsupported
 
 PRIORITY: Final = "NORMAL"
@@ -107,10 +107,10 @@ def _told(code: int) -> str:
 
 
 class PskCredentials(TlsCredentials):
-    """Users and their keys, from a folder's `keys.psk`: one `USER:HEX` a line."""
+    """Users and their keys, from a file with one `USER:HEX` a line."""
 
     def __init__(
-        self, directory: str, endpoint: Endpoint, *, username: str = USER, priority: str = PRIORITY
+        self, path: str, endpoint: Endpoint, *, username: str = USER, priority: str = PRIORITY
     ) -> None:
         """Load the keys: a server's all, a client's that of `username`.
 
@@ -120,7 +120,7 @@ class PskCredentials(TlsCredentials):
         """
         self.endpoint = endpoint
         self._library = _library()
-        path = credentials_file(directory, "keys.psk")
+        require_file(path)
         self._priority = _WITH_PSK.format(priority).encode()
         self._try_priority(priority)
         holder = ctypes.c_void_p()

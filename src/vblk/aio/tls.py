@@ -10,7 +10,6 @@ has to be sent after every call, also after one that failed: it tells the peer.
 Source: RFC 8446; QEMU's "TLS setup for network services" for the names of files.
 """
 
-import os
 from abc import ABC, abstractmethod
 from typing import Final, Literal, Protocol, runtime_checkable
 
@@ -100,13 +99,12 @@ class Authorization(Protocol):
         ...
 
 
-def credentials_file(directory: str, name: str) -> str:
-    """Return the path of a file that has to be readable.
+def require_file(path: str) -> str:
+    """Return the path of a file of credentials, which has to be readable.
 
     Raises:
         OptionError: It is not.
     """
-    path = os.path.join(directory, name)
     try:
         with open(path, "rb"):
             return path

@@ -11,7 +11,7 @@ import ssl
 from contextlib import suppress
 from typing import Final
 
-from vblk.aio.tls import CHUNK, Endpoint, TlsCredentials, TlsSession, credentials_file
+from vblk.aio.tls import CHUNK, Endpoint, TlsCredentials, TlsSession, require_file
 from vblk.errors import OptionError, PeerError
 
 
@@ -19,11 +19,17 @@ class X509Credentials(TlsCredentials):
     """Certificates, keys and the authority that both ends believe, in the files of a folder."""
 
     def __init__(
-        self, directory: str, endpoint: Endpoint, *, verify_peer: bool = True, password: bytes | None = None
+        self,
+        directory: str | None,
+        endpoint: Endpoint,
+        *,
+        verify_peer: bool = True,
+        password: bytes | None = None,
     ) -> None:
         """Load `ca-cert.pem`, and the end's own certificate with its key; `ca-crl.pem` where it is.
 
         A server has a certificate, a client may have one. `password` decrypts the key.
+        Without a folder a client believes the authorities that the system believes.
 
         Raises:
             OptionError: A file is missing, or makes no sense.
@@ -34,27 +40,10 @@ class X509Credentials(TlsCredentials):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if serving else ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = verify_peer and not serving
         context.verify_mode = ssl.CERT_REQUIRED if verify_peer else ssl.CERT_NONE
-        authority = credentials_file(directory, "ca-cert.pem")
-        try:
-            context.load_verify_locations(authority)
-        except ssl.SSLError as error:
-            raise OptionError(f"Cannot load CA certificate '{authority}': {_words(error)}") from error
-        revoked = os.path.join(directory, "ca-crl.pem")
-        if os.path.exists(revoked):
-            try:
-                context.load_verify_locations(credentials_file(directory, "ca-crl.pem"))
-            except ssl.SSLError as error:
-                raise OptionError(f"Cannot load CRL '{revoked}': {_words(error)}") from error
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-        if serving or os.path.exists(os.path.join(directory, "client-cert.pem")):
-            certificate = credentials_file(directory, f"{endpoint}-cert.pem")
-            key = credentials_file(directory, f"{endpoint}-key.pem")
-            try:
-                context.load_cert_chain(certificate, key, password or b"")  # never asks at the terminal
-            except ssl.SSLError as error:
-                raise OptionError(
-                    f"Cannot load certificate '{certificate}' & key '{key}': {_words(error)}"
-                ) from error
+        if directory is None:
+            context.load_default_certs()
+        else:
+            _load(context, directory, endpoint, password)
         self._context = context
 
     def client_session(self, hostname: str | None) -> TlsSession:
@@ -68,6 +57,30 @@ class X509Credentials(TlsCredentials):
         """Begin a session; the client needs a certificate if it is verified."""
         assert self.endpoint == "server"
         return _X509Session(self._context, None, server_side=True)
+
+
+def _load(context: ssl.SSLContext, directory: str, endpoint: Endpoint, password: bytes | None) -> None:
+    authority = require_file(os.path.join(directory, "ca-cert.pem"))
+    try:
+        context.load_verify_locations(authority)
+    except ssl.SSLError as error:
+        raise OptionError(f"Cannot load CA certificate '{authority}': {_words(error)}") from error
+    revoked = os.path.join(directory, "ca-crl.pem")
+    if os.path.exists(revoked):
+        try:
+            context.load_verify_locations(require_file(revoked))
+        except ssl.SSLError as error:
+            raise OptionError(f"Cannot load CRL '{revoked}': {_words(error)}") from error
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    if endpoint == "server" or os.path.exists(os.path.join(directory, "client-cert.pem")):
+        certificate = require_file(os.path.join(directory, f"{endpoint}-cert.pem"))
+        key = require_file(os.path.join(directory, f"{endpoint}-key.pem"))
+        try:
+            context.load_cert_chain(certificate, key, password or b"")  # never asks at the terminal
+        except ssl.SSLError as error:
+            raise OptionError(
+                f"Cannot load certificate '{certificate}' & key '{key}': {_words(error)}"
+            ) from error
 
 
 class _X509Session(TlsSession):

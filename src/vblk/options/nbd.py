@@ -1,8 +1,8 @@
 """Names of NBD exports: URIs, QEMU's older spelling, and back.
 
-Owns: the texts `nbd://HOST:PORT/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`,
-`nbd:HOST:PORT:exportname=EXPORT` and `nbd:unix:PATH`, and the options of the
-driver behind them. It opens nothing.
+Owns: the texts `nbd://HOST:PORT/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`, both
+with `nbds` for TLS, `nbd:HOST:PORT:exportname=EXPORT` and `nbd:unix:PATH`, and the
+options of the driver behind them. It opens nothing.
 
 Source: doc/uri.md of the NetworkBlockDevice project.
 """
@@ -17,13 +17,21 @@ DEFAULT_PORT: Final = "10809"
 
 _EXPORT: Final = ":exportname="
 
+_TLS_PARAMETERS: Final[tuple[str, ...]] = (
+    "tls-hostname",
+    "tls-verify-peer",
+    "tls-certificates",
+    "tls-psk-file",
+)
+"""What a URI can say about TLS, under the names of the driver's options."""
+
 
 def parse_nbd_name(text: str) -> dict[str, str]:
     """Return the options behind a name.
 
     Raises:
         OptionError: The name is malformed.
-        Unsupported: It asks for TLS.
+        Unsupported: It asks for TLS without any proof.
     """
     if "://" in text:
         return _parse_uri(text)
@@ -47,16 +55,38 @@ def _parse_uri(text: str) -> dict[str, str]:
         query = parse_qsl(uri.query, keep_blank_values=True, strict_parsing=bool(uri.query))
     except ValueError as error:
         raise OptionError("No valid URL specified") from error
-    if uri.scheme in ("nbds", "nbds+unix", "nbds+tcp"):
-        raise Unsupported("TLS is not in this version of vblk: nbds:// cannot be opened")
     export = {"export": unquote(uri.path[1:])} if len(uri.path) > 1 else {}
-    if uri.scheme == "nbd+unix":
-        if uri.netloc or [name for name, _ in query] != ["socket"] or uri.fragment:
-            raise OptionError("No valid URL specified")
-        return {"server.type": "unix", "server.path": query[0][1], **export}
-    if not host or query or uri.fragment:
+    given = dict(query)
+    if len(given) != len(query) or uri.fragment:
         raise OptionError("No valid URL specified")
-    return {"server.type": "inet", "server.host": host, "server.port": str(port or DEFAULT_PORT), **export}
+    own = {**export, **_tls_options(uri.scheme, unquote(uri.username or ""), given)}
+    if uri.scheme in ("nbd+unix", "nbds+unix"):
+        if host or port or given.keys() != {"socket"}:
+            raise OptionError("No valid URL specified")
+        return {"server.type": "unix", "server.path": given["socket"], **own}
+    if not host or given:
+        raise OptionError("No valid URL specified")
+    return {"server.type": "inet", "server.host": host, "server.port": str(port or DEFAULT_PORT), **own}
+
+
+def _tls_options(scheme: str, username: str, query: dict[str, str]) -> dict[str, str]:
+    """Take what is about TLS out of a URI's parameters; return it as options."""
+    if not scheme.startswith("nbds"):
+        return {}
+    kind = query.pop("tls-type", None)
+    options = {"tls": "on"}
+    options |= {name: query.pop(name) for name in _TLS_PARAMETERS if name in query}
+    if kind == "anon":
+        raise Unsupported("tls-type=anon is not supported: it proves nothing")
+    if kind is not None and (kind not in ("x509", "psk") or (kind == "psk") != ("tls-psk-file" in options)):
+        raise OptionError(f"tls-type={kind} does not fit what the URI says besides")
+    if "tls-verify-peer" in options:
+        if options["tls-verify-peer"] not in ("0", "1"):
+            raise OptionError("tls-verify-peer is 0 or 1")
+        options["tls-verify-peer"] = "on" if options["tls-verify-peer"] == "1" else "off"
+    if username and "tls-psk-file" in options:
+        options["tls-username"] = username
+    return options
 
 
 def _host_of(netloc: str) -> str:
@@ -72,22 +102,44 @@ def _without_brackets(host: str) -> str:
 
 
 def nbd_name(own: Mapping[str, Scalar]) -> str | None:
-    """Return the URI that says all of a node's options, if there is one."""
-    options = {name: str(value) for name, value in with_server(own).items() if value is not None}
+    """Return the URI that says all of a node's options, if there is one.
+
+    Credentials that are an object are left out, as by QEMU: their ids mean something in this process alone.
+    """
+    options = {
+        name: ("on" if value else "off") if isinstance(value, bool) else str(value)
+        for name, value in with_server(own).items()
+        if value is not None
+    }
+    if options.pop("tls-creds", None) is not None:
+        options.pop("tls-hostname", None)
+    wanted = dict(options)
     export = options.pop("export", "")
+    if not export:
+        wanted.pop("export", None)
+    secure = options.pop("tls", "off") == "on"
+    user = options.pop("tls-username", "")
+    query = {name: options.pop(name) for name in _TLS_PARAMETERS if name in options}
+    if "tls-verify-peer" in query:
+        query["tls-verify-peer"] = "1" if query["tls-verify-peer"] == "on" else "0"
     kind = options.pop("server.type", "")
+    authority = f"{user}@" if user else ""
     if kind == "unix" and options.keys() == {"server.path"}:
-        name = f"nbd+unix://{'/' if export else ''}{export}?socket={options['server.path']}"
-    elif kind == "inet" and options.keys() <= {"server.host", "server.port"} and len(options) == 2:
+        query = {"socket": options["server.path"], **query}
+        authority += "/" if user and not export else ""
+    elif kind == "inet" and options.keys() == {"server.host", "server.port"}:
         host = options["server.host"]
-        name = f"nbd://{f'[{host}]' if ':' in host else host}:{options['server.port']}"
-        name += f"/{export}" if export else ""
+        authority += f"{f'[{host}]' if ':' in host else host}:{options['server.port']}"
     else:
         return None
-    wanted = {"server.type": kind, **options, **({"export": export} if export else {})}
+    name = f"nbd{'s' if secure else ''}{'+unix' if kind == 'unix' else ''}://{authority}"
+    name += f"/{export}" if export else ""
+    name += "".join(
+        f"{'&' if number else '?'}{key}={value}" for number, (key, value) in enumerate(query.items())
+    )
     try:
         return name if parse_nbd_name(name) == wanted else None
-    except OptionError:
+    except (OptionError, Unsupported):
         return None
 
 

@@ -8,11 +8,13 @@ before any request is sent to it.
 """
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from vblk.aio.clock import Clock, LoopClock
-from vblk.errors import OptionError, StorageError, Unsupported
+from vblk.aio.tls import TlsSession
+from vblk.errors import OptionError, StorageError
 from vblk.graph.site import Site
 from vblk.options import bind, check_children
 from vblk.options.nbd import with_server
@@ -20,7 +22,14 @@ from vblk.protocols.cache_mode import WRITEBACK, CacheMode, cache_mode_of
 from vblk.protocols.nbd_connection import Address, Connection, connect
 from vblk.protocols.nbd_link import Link
 from vblk.protocols.nbd_node import NbdNode, block_size, require_writable_export
+from vblk.protocols.nbd_pool import Pool
+from vblk.protocols.nbd_tls import TlsOptions
 from vblk.wire.nbd import Export, ExportFlag
+
+CONNECTIONS: Final = 4
+"""How many connections are made to a server that takes several."""
+
+CONNECTIONS_MAX: Final = 16
 
 
 @dataclass(slots=True)
@@ -34,29 +43,28 @@ class ServerOptions:
 
 
 @dataclass(slots=True)
-class Options:
+class Options(TlsOptions):
     """The options of `nbd`; times are in seconds.
 
     `reconnect_delay`: how long requests wait for a server that went away.
     `open_timeout`: how long opening waits for one that is not there yet.
+    `connections`: how many are made, of servers that say that they are as one.
     """
 
     server: ServerOptions | None = None
     export: str = ""
     reconnect_delay: int = 0
     open_timeout: int = 0
-    tls_creds: str | None = None
-    tls_hostname: str | None = None
+    connections: int = CONNECTIONS
 
     def address(self) -> Address:
         """Return the address.
 
         Raises:
             OptionError: Something of it is missing, or does not fit.
-            Unsupported: TLS is wanted.
         """
-        if self.tls_creds is not None or self.tls_hostname is not None:
-            raise Unsupported("TLS is not in this version of vblk: tls-creds cannot be used")
+        if not 1 <= self.connections <= CONNECTIONS_MAX:
+            raise OptionError(f"Parameter 'connections' expects a number from 1 to {CONNECTIONS_MAX}")
         for name, value in (("reconnect-delay", self.reconnect_delay), ("open-timeout", self.open_timeout)):
             if not 0 <= value < 1 << 32:
                 raise OptionError(f"Parameter '{name}' expects uint32_t")
@@ -83,6 +91,7 @@ async def open_nbd(
     cache: CacheMode = WRITEBACK,
     discard: bool = True,
     clock: Clock | None = None,
+    secure: Callable[[], TlsSession] | None = None,
 ) -> NbdNode:
     """Connect to an export.
 
@@ -95,6 +104,7 @@ async def open_nbd(
         cache: How writes reach the medium.
         discard: Give space back when asked to; without, it is kept.
         clock: What waiting is done on.
+        secure: Begins TLS, if it is wanted.
 
     Raises:
         OptionError: The options name no server.
@@ -108,30 +118,34 @@ async def open_nbd(
     agreed: list[Export] = []
 
     async def make() -> Connection:
-        connection, export = await connect(address, options.export, clock)
+        connection, export = await connect(address, options.export, clock, secure)
         if agreed:
             problem = _difference(agreed[0], export, read_only)
             if problem:
                 refusal = StorageError(errno.EIO, f"the server came back with another export: {problem}")
                 connection.abort(refusal)
                 raise refusal
-            agreed[0].allocation = export.allocation
         else:
             agreed.append(export)
         return connection
 
-    link = Link(make, delay=options.reconnect_delay, clock=clock)
+    def link() -> Link:
+        return Link(make, delay=options.reconnect_delay, clock=clock)
+
+    pool = Pool(link)
     try:
-        await link.open(options.open_timeout)
+        await pool.open(options.open_timeout)
+        if ExportFlag.CAN_MULTI_CONN in agreed[0].flags:
+            pool.limit = options.connections
         if agreed[0].read_only and not read_only:
             if not auto_read_only:
                 require_writable_export(agreed[0], filename)
             read_only = True
     except BaseException:
-        await link.close()
+        await pool.close()
         raise
     return NbdNode(
-        name, filename, read_only=read_only, export=agreed[0], link=link, cache=cache, discard=discard
+        name, filename, read_only=read_only, export=agreed[0], pool=pool, cache=cache, discard=discard
     )
 
 
@@ -161,14 +175,16 @@ async def open_node(site: Site) -> NbdNode:
     Raises as `open_nbd`, and OptionError for what the options cannot mean.
     """
     check_children(site.options, "nbd")
+    options = bind(with_server(site.options.own), Options, "nbd")
     node = await open_nbd(
-        bind(with_server(site.options.own), Options, "nbd"),
+        options,
         name=site.name,
         filename=site.filename,
         read_only=site.read_only,
         auto_read_only=bool(site.options.auto_read_only),
         cache=cache_mode_of(site.request.cache, site.options),
         discard=site.options.discard != "ignore",
+        secure=options.begin(site.graph.objects, options.address().host or None),
     )
     try:
         site.graph.add(node)

@@ -4,7 +4,8 @@ Owns: the socket, the tasks that wait for answers, and what ends a connection.
 What the bytes mean is decided in `vblk.wire.nbd`. It never connects again;
 `nbd_link` does.
 
-Ordering rule: a header and its payload are written without a wait between them.
+Ordering rule: once TLS was agreed on, everything goes through its session, in both
+directions. A header and its payload are written without a wait between them.
 A cancelled request that was sent is waited for, for a bounded time, so that no
 later request can be overtaken by it; then the connection is given up.
 """
@@ -14,9 +15,11 @@ import errno
 import os
 import re
 import socket
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
 from vblk.aio.clock import Clock
+from vblk.aio.tls import TlsSession
 from vblk.errors import BlockError, PeerError, StorageError
 from vblk.units import KIB
 from vblk.wire.nbd import ClientHandshake, ClientSession, Exchange, Export, Request
@@ -30,6 +33,7 @@ CANCELLED_WAIT: Final = 2.0
 
 _JOINED_MAX: Final = 16 * KIB
 _HANDSHAKE_ROOM: Final = 4 * KIB
+_ENCRYPTED_ROOM: Final = 64 * KIB
 
 
 class ConnectionLost(Exception):
@@ -53,12 +57,14 @@ class Connection(asyncio.BufferedProtocol):
     Concurrency: belongs to one event loop's thread; any number of requests.
     """
 
-    def __init__(self, export_name: str, clock: Clock) -> None:
-        """Wait for the server's greeting."""
+    def __init__(self, export_name: str, clock: Clock, secure: Callable[[], TlsSession] | None) -> None:
+        """Wait for the server's greeting; `secure` begins TLS, where it is wanted."""
         loop = asyncio.get_running_loop()
         self._clock = clock
-        self._handshake = ClientHandshake(export_name)
-        self._room = memoryview(bytearray(_HANDSHAKE_ROOM))
+        self._handshake = ClientHandshake(export_name, tls=secure is not None)
+        self._secure = secure
+        self._tls: TlsSession | None = None
+        self._room = memoryview(bytearray(_HANDSHAKE_ROOM if secure is None else _ENCRYPTED_ROOM))
         self._session: ClientSession | None = None
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, asyncio.Future[Exchange]] = {}
@@ -82,33 +88,70 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Say where the next bytes go."""
-        return self._room if self._session is None else self._session.room()
+        return self._room if self._session is None or self._tls is not None else self._session.room()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes that came; whoever they answer goes on."""
         if self._over is not None:
             return
         try:
-            if self._session is None:
-                self._shake_hands(bytes(self._room[:nbytes]))
-                return
-            for exchange in self._session.received(nbytes):
-                waiter = self._waiting.pop(exchange.cookie)
-                if not waiter.done():
-                    waiter.set_result(exchange)
+            if self._tls is not None:
+                self._decrypt(self._tls, bytes(self._room[:nbytes]))
+            elif self._session is None:
+                self._shake_hands(self._handshake.receive(bytes(self._room[:nbytes])))
+            else:
+                self._hand_out(self._session.received(nbytes))
         except PeerError as error:
             self.abort(error)
         except BlockError as error:  # the server has refused
             assert self._transport is not None
-            self._transport.write(self._handshake.farewell())
+            if not self._handshake.awaits_tls:
+                self._write(self._handshake.farewell())
             self._transport.close()
             self._end(error)
 
-    def _shake_hands(self, data: bytes) -> None:
+    def _hand_out(self, answered: list[Exchange]) -> None:
+        for exchange in answered:
+            waiter = self._waiting.pop(exchange.cookie)
+            if not waiter.done():
+                waiter.set_result(exchange)
+
+    def _decrypt(self, tls: TlsSession, data: bytes) -> None:
         assert self._transport is not None
-        to_send = self._handshake.receive(data)
-        if to_send:
-            self._transport.write(to_send)
+        try:
+            plain = memoryview(tls.receive(data))
+        finally:
+            self._transport.write(tls.to_send())
+        if tls.handshake_done and self._handshake.awaits_tls:
+            self._write(self._handshake.secured())
+        if self._session is None:
+            self._shake_hands(self._handshake.receive(bytes(plain)))
+            return
+        while plain:
+            room = self._session.room()
+            count = min(len(room), len(plain))
+            room[:count] = plain[:count]
+            plain = plain[count:]
+            self._hand_out(self._session.received(count))
+
+    def _write(self, *pieces: bytes | bytearray | memoryview) -> None:
+        assert self._transport is not None
+        for piece in pieces:
+            if self._tls is None:
+                self._transport.write(piece)
+            else:
+                self._tls.send(piece)
+        if self._tls is not None:
+            self._transport.write(self._tls.to_send())
+
+    def _shake_hands(self, to_send: bytes) -> None:
+        assert self._transport is not None
+        self._write(to_send)
+        if self._handshake.awaits_tls and self._tls is None:
+            assert self._secure is not None
+            tls = self._secure()
+            self._transport.write(tls.to_send())
+            self._tls = tls
         export = self._handshake.export
         if export is not None:
             self._session = ClientSession(export)
@@ -117,8 +160,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits."""
-        why = "the server closed the connection" if exc is None else str(exc)
-        self._end(ConnectionLost(why))
+        if self._tls is None or self._session is not None:
+            self._end(ConnectionLost("the server closed the connection" if exc is None else str(exc)))
+        elif self._handshake.awaits_tls:
+            text = "TLS handshake failed: The TLS connection was non-properly terminated."
+            self._end(StorageError(errno.ECONNABORTED, text))
+        else:
+            text = (
+                "Failed to read option reply: Cannot read from TLS channel: Software caused connection abort"
+            )
+            self._end(StorageError(errno.ECONNABORTED, text))
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -147,18 +198,16 @@ class Connection(asyncio.BufferedProtocol):
             if self._over is not None:
                 raise self._over
             assert self._session is not None
-            assert self._transport is not None
             exchange, header = self._session.begin(request)
             waiter: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
             self._waiting[exchange.cookie] = waiter
             payload = request.payload
             if payload is None:
-                self._transport.write(header)
+                self._write(header)
             elif len(payload) <= _JOINED_MAX:
-                self._transport.write(b"".join((header, payload)))
+                self._write(b"".join((header, payload)))
             else:
-                self._transport.write(header)
-                self._transport.write(payload)
+                self._write(header, payload)
             try:
                 answer = await asyncio.shield(waiter)
             except asyncio.CancelledError:
@@ -205,7 +254,10 @@ class Connection(asyncio.BufferedProtocol):
     def _leave(self) -> None:
         """Say goodbye and close the socket when that was sent."""
         if self._over is None and self._session is not None and self._transport is not None:
-            self._transport.write(self._session.farewell())
+            self._write(self._session.farewell())
+            if self._tls is not None:
+                self._tls.farewell()
+                self._transport.write(self._tls.to_send())
             self._transport.close()
             self._end(ConnectionLost("the connection was closed"))
 
@@ -225,8 +277,10 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
 
-async def connect(address: Address, export_name: str, clock: Clock) -> tuple[Connection, Export]:
-    """Connect and go through the handshake.
+async def connect(
+    address: Address, export_name: str, clock: Clock, secure: Callable[[], TlsSession] | None = None
+) -> tuple[Connection, Export]:
+    """Connect and go through the handshake, over TLS if `secure` begins one.
 
     Raises:
         StorageError: There is no server, or it refuses.
@@ -235,7 +289,7 @@ async def connect(address: Address, export_name: str, clock: Clock) -> tuple[Con
     Cancellation: the socket is closed.
     """
     loop = asyncio.get_running_loop()
-    connection = Connection(export_name, clock)
+    connection = Connection(export_name, clock, secure)
     try:
         if address.path is not None:
             await loop.create_unix_connection(lambda: connection, address.path)

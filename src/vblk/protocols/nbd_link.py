@@ -53,6 +53,11 @@ class Link:
         self._pause = PAUSE_FIRST
         self._proven = True
 
+    @property
+    def alive(self) -> bool:
+        """Whether a request would go out at once."""
+        return self._connection is not None and self._connection.alive
+
     async def open(self, patience: float) -> None:
         """Make the first connection, trying for `patience` seconds.
 

@@ -21,7 +21,7 @@ from vblk.extent import Kind
 from vblk.graph.alignment import Aligner, whole_blocks
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span, coalesce
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode
-from vblk.protocols.nbd_link import Link
+from vblk.protocols.nbd_pool import Pool
 from vblk.runtime.fan_out import fan_out
 from vblk.runtime.flush_sequencer import FlushSequencer
 from vblk.units import GIB, MIB, OFFSET_MAX, align_down, align_up
@@ -63,11 +63,11 @@ class NbdNode(Leaf):
         *,
         read_only: bool,
         export: Export,
-        link: Link,
+        pool: Pool,
         cache: CacheMode = WRITEBACK,
         discard: bool = True,
     ) -> None:
-        """Take over an open `link`; use `open_nbd` rather than this."""
+        """Take over an open `pool`; use `open_nbd` rather than this."""
         super().__init__(name, filename, read_only=read_only)
         self.cache = cache
         self.export = export
@@ -82,13 +82,14 @@ class NbdNode(Leaf):
             self.warnings.append(
                 "the server offers no flush: what is written is as stable as the server makes it"
             )
-        self._link = link
+        self._pool = pool
         self._closed = False
         self._dirty = False
         self._may_unmap = discard
         self._payload_max = max(self.alignment, min(PAYLOAD_MAX, export.maximum))
         most = OFFSET_MAX if export.extended else min(EFFECT_MAX, export.maximum if export.minimum else GIB)
         self._effect_max = align_down(most, self.alignment)
+        self._status_max = align_down(most if export.extended else STATUS_MAX, self.alignment)
         self._flusher = FlushSequencer(self._flush_once, filename=filename)
         self._aligner = Aligner(self, self.alignment) if self.alignment > 1 else None
 
@@ -259,7 +260,7 @@ class NbdNode(Leaf):
         """Yield what the server says about a range, as far as it says anything."""
         while self.export.allocation is not None and offset < end:
             start = align_down(offset, self.alignment)
-            count = min(STATUS_MAX, align_up(end, self.alignment) - start)
+            count = min(self._status_max, align_up(end, self.alignment) - start)
             exchange = await self._request(Request(Command.BLOCK_STATUS, start, count))
             assert exchange.extents is not None
             for length, status in exchange.extents:
@@ -311,7 +312,7 @@ class NbdNode(Leaf):
                 await self.flush()
             await self._flusher.drain()
         finally:
-            await self._link.close()
+            await self._pool.close()
 
     def _check_reach(self, offset: int, length: int) -> None:
         if offset + length > self._size:
@@ -329,7 +330,7 @@ class NbdNode(Leaf):
             PeerError: It breaks the protocol.
         """
         try:
-            exchange = await self._link.request(request)
+            exchange = await self._pool.request(request)
         except BlockError as error:
             error.filename = error.filename or self.filename
             raise

@@ -19,8 +19,8 @@ def x509(folder: Path, *, host: str = HOST, server: Path | None = None, verify: 
 
 
 def psk(folder: Path, *, server: Path | None = None, user: str = "qemu") -> Ends:
-    client = PskCredentials(str(folder), "client", username=user).client_session(None)
-    return client, PskCredentials(str(server or folder), "server").server_session()
+    client = PskCredentials(str(folder / "keys.psk"), "client", username=user).client_session(None)
+    return client, PskCredentials(str((server or folder) / "keys.psk"), "server").server_session()
 
 
 def shake_hands(client: TlsSession, server: TlsSession) -> None:
@@ -147,14 +147,14 @@ def test_files_that_are_missing_or_make_no_sense_are_named(tmp_path: Path) -> No
     ):
         X509Credentials(str(tmp_path), "client")
     with pytest.raises(OptionError, match=r"^Unable to access credentials .*keys.psk: No such file or dir"):
-        PskCredentials(str(tmp_path), "server")
+        PskCredentials(str(tmp_path / "keys.psk"), "server")
     (tmp_path / "ca-cert.pem").write_text("nonsense")
     with pytest.raises(OptionError, match="Cannot load CA certificate"):
         X509Credentials(str(tmp_path), "client")
     (tmp_path / "keys.psk").write_text("qemu:nonsense\n")
     with pytest.raises(OptionError, match="not written in hexadecimal"):
-        PskCredentials(str(tmp_path), "client")
+        PskCredentials(str(tmp_path / "keys.psk"), "client")
     with pytest.raises(OptionError, match="Username 'other' not found"):
-        PskCredentials(str(tmp_path), "client", username="other")
+        PskCredentials(str(tmp_path / "keys.psk"), "client", username="other")
     with pytest.raises(OptionError, match="Unable to set TLS session priority NONSENSE"):
-        PskCredentials(str(tmp_path), "server", priority="NONSENSE")
+        PskCredentials(str(tmp_path / "keys.psk"), "server", priority="NONSENSE")

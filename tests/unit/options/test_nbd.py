@@ -47,10 +47,41 @@ def test_a_name_that_leads_nowhere_is_refused(text: str) -> None:
         parse_nbd_name(text)
 
 
-@pytest.mark.parametrize("text", ["nbds://h/x", "nbds+unix:///x?socket=s"])
-def test_a_name_that_asks_for_tls_is_refused_in_a_sentence(text: str) -> None:
-    with pytest.raises(Unsupported, match="TLS is not in this version"):
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("nbds://h/x", inet("h", export="x", tls="on")),
+        ("nbds+tcp://h", inet("h", tls="on")),
+        (
+            "nbds+unix:///x?socket=s&tls-hostname=h&tls-verify-peer=0&tls-type=x509",
+            unix("s", export="x", tls="on", **{"tls-hostname": "h", "tls-verify-peer": "off"}),
+        ),
+        (
+            "nbds://me@h?tls-psk-file=/k&tls-type=psk",
+            inet("h", tls="on", **{"tls-psk-file": "/k", "tls-username": "me"}),
+        ),
+        ("nbds://me@h?tls-certificates=/d", inet("h", tls="on", **{"tls-certificates": "/d"})),
+    ],
+)
+def test_a_name_says_how_tls_is_to_be_proven(text: str, options: dict[str, str]) -> None:
+    assert parse_nbd_name(text) == options
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nbd://h?tls-hostname=x", "nbds://h?tls-verify-peer=no", "nbds://h?tls-type=psk", "nbds://h?x=y",
+        "nbds://h?tls-type=x509&tls-psk-file=f", "nbds://h?tls-hostname=a&tls-hostname=b",
+    ],
+)  # fmt: skip
+def test_a_name_whose_tls_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(OptionError):
         parse_nbd_name(text)
+
+
+def test_tls_that_proves_nothing_is_refused_in_a_sentence() -> None:
+    with pytest.raises(Unsupported, match="proves nothing"):
+        parse_nbd_name("nbds://h?tls-type=anon")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +97,18 @@ def test_a_name_that_asks_for_tls_is_refused_in_a_sentence(text: str) -> None:
         (unix("/s", export="a?b"), None),
         (unix("/s&c=d"), None),
         (inet("h", "http"), None),
-        ({**inet("h"), "tls-creds": "t"}, None),
+        ({**inet("h"), "tls-creds": "t", "tls-hostname": "x"}, "nbd://h:10809"),
+        ({**inet("h"), "tls": True}, "nbds://h:10809"),
+        (
+            {**inet("h", export="x"), "tls": "on", "tls-verify-peer": "off"},
+            "nbds://h:10809/x?tls-verify-peer=0",
+        ),
+        (
+            {**unix("/s"), "tls": True, "tls-psk-file": "/k", "tls-username": "me"},
+            "nbds+unix://me@/?socket=/s&tls-psk-file=/k",
+        ),
+        ({**inet("h"), "tls-hostname": "x"}, None),
+        ({**inet("h"), "connections": 1}, None),
         ({}, None),
     ],
 )

@@ -19,11 +19,13 @@ from vblk.errors import (
     Unsupported,
 )
 from vblk.extent import Kind
+from vblk.graph.objects import Objects
 from vblk.options import bind
-from vblk.protocols.nbd import Options, ServerOptions, open_nbd
+from vblk.protocols.nbd import CONNECTIONS, Options, ServerOptions, open_nbd
 from vblk.protocols.nbd_connection import CANCELLED_WAIT
 from vblk.protocols.nbd_link import HANDSHAKE_LIMIT
 from vblk.protocols.nbd_node import NbdNode
+from vblk.protocols.nbd_pool import BUSY
 
 ALL = nbd.HAS_FLAGS | nbd.FLUSH | nbd.FUA | nbd.TRIM | nbd.ZEROES | nbd.FAST_ZERO
 Scenario = Callable[[], Awaitable[None]]
@@ -37,7 +39,7 @@ async def opened(
     clock: VirtualClock | None = None,
     read_only: bool = False,
 ) -> NbdNode:
-    options = Options(ServerOptions("unix", str(path)), reconnect_delay=delay, open_timeout=patience)
+    options = Options(server=ServerOptions("unix", str(path)), reconnect_delay=delay, open_timeout=patience)
     return await open_nbd(
         options, name="n", filename="nbd:", read_only=read_only, clock=clock or VirtualClock()
     )
@@ -429,7 +431,91 @@ def test_an_address_that_says_too_little_or_too_much_is_refused(own: dict[str, s
         bind(own, Options, "nbd").address()
 
 
-def test_tls_is_refused_in_a_sentence() -> None:
-    options = bind({"server.type": "unix", "server.path": "p", "tls-creds": "t"}, Options, "nbd")
-    with pytest.raises(Unsupported, match="TLS is not in this version"):
-        options.address()
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        ({"tls-hostname": "h"}, "tls-hostname may not be used without TLS"),
+        ({"tls-psk-file": "f"}, "tls-psk-file may not be used without TLS"),
+        ({"tls-creds": "t", "tls-certificates": "d"}, "tls-certificates may not be used beside tls-creds"),
+        ({"tls": "on", "tls-certificates": "d", "tls-psk-file": "f"}, "at the same time"),
+        ({"tls-creds": "t"}, "No TLS credentials with id 't'"),
+        ({"tls": "on", "tls-certificates": "/nowhere"}, "Unable to access credentials /nowhere/ca-cert.pem"),
+    ],
+)
+def test_tls_that_is_asked_for_in_a_way_that_cannot_be_right_is_refused(
+    own: dict[str, str], text: str
+) -> None:
+    options = bind({"server.type": "unix", "server.path": "p", **own}, Options, "nbd")
+    with pytest.raises(OptionError, match=text):
+        options.begin(Objects(), None)
+
+
+MULTI_CONN = 1 << 8
+
+
+def test_a_server_that_takes_several_connections_gets_as_many_as_there_is_work_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        held: list[tuple[asyncio.StreamWriter, Request]] = []
+
+        async def holding(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(oldstyle(1 << 20, nbd.HAS_FLAGS | nbd.FLUSH | MULTI_CONN))
+            while (request := await read_request(reader)).kind != nbd.DISC:
+                held.append((writer, request))
+
+        path = tmp_path / "s"
+        async with scripted(path, holding) as counts:
+            node = await opened(path)
+            reads = [asyncio.create_task(node.read(at * 512, 512)) for at in range(BUSY)]
+            await settled(lambda: len(held) == BUSY)
+            assert counts == [1]
+            while len(reads) < 64:
+                reads.append(asyncio.create_task(node.read(len(reads) * 512, 512)))
+                await settled(lambda: len(held) == len(reads))
+            assert counts == [CONNECTIONS]
+            by_connection = [sum(writer is each for each, _ in held) for writer in {each for each, _ in held}]
+            assert max(by_connection) - min(by_connection) <= BUSY
+            for writer, request in held:
+                writer.write(simple(request.cookie, 0, bytes(512)))
+            await asyncio.gather(*reads)
+            await node.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_a_server_does_not_take_is_done_without(tmp_path: Path) -> None:
+    async def refusing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async def scenario() -> None:
+        seen: list[Request] = []
+        path = tmp_path / "s"
+        flags = nbd.HAS_FLAGS | nbd.FLUSH | MULTI_CONN
+        async with scripted(path, answering(seen, flags=flags), refusing) as counts:
+            node = await opened(path)
+            reads = [asyncio.create_task(node.read(at * 512, 512)) for at in range(64)]
+            assert await asyncio.gather(*reads) == [bytes(512)] * 64
+            await settled(lambda: counts == [1, 1])
+            await asyncio.gather(*(node.read(at * 512, 512) for at in range(64)))
+            await node.close()
+            assert counts == [1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_while_one_connection_is_gone_requests_go_over_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "s"
+        flags = nbd.HAS_FLAGS | nbd.FLUSH | MULTI_CONN
+        before: list[Request] = []
+        after: list[Request] = []
+        async with scripted(
+            path, answering(before, flags=flags, most=BUSY * 2), answering(after, flags=flags)
+        ):
+            node = await opened(path, delay=5)
+            for _ in range(2):
+                await asyncio.gather(*(node.read(at * 512, 512) for at in range(BUSY * 2)))
+            await node.close()
+        assert len(after) >= BUSY * 2
+        assert len(before) == BUSY * 2 + 1
+
+    asyncio.run(scenario())

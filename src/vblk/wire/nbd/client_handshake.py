@@ -3,9 +3,10 @@
 Owns: the order in which options are asked for, and how each answer is read. It
 is fed bytes and says which bytes to send; it waits for nothing itself.
 
-Ordering rule: extended headers are asked for first, structured replies where
-there are none, then the metadata context that needs one of the two, and the
-export last. Nothing is believed of an answer before its length was checked, and
+Ordering rule: TLS comes first, where it is wanted, and nothing that came before it
+is believed after it. Then extended headers are asked for, structured replies where
+there are none, the metadata context that needs one of the two, and the export
+last. Nothing is believed of an answer before its length was checked, and
 the number of answers to one option is bounded.
 
 Source: proto.md, "Handshake phase", "Option types", "Option reply types".
@@ -57,11 +58,14 @@ _Answers = Generator[int, bytes, tuple[int, list[tuple[int, bytes]]]]
 class ClientHandshake:
     """One handshake, up to the moment in which requests may be sent.
 
-    `export` is None until then.
+    `export` is None until then. While `awaits_tls` the caller has to secure the
+    connection, and calls `secured` when that is done.
     """
 
-    def __init__(self, export_name: str) -> None:
+    def __init__(self, export_name: str, *, tls: bool = False) -> None:
         """Ask for the export of that name; the empty one is the server's default.
+
+        With `tls` a server that does not offer it is refused.
 
         Raises:
             OptionError: No export can have this name.
@@ -71,6 +75,8 @@ class ClientHandshake:
             raise OptionError(f"export name too long: it has more than {STRING_MAX} bytes")
         self._export_name = export_name
         self.export: Export | None = None
+        self.awaits_tls = False
+        self._tls = tls
         self._received = bytearray()
         self._to_send = bytearray()
         self._haggling = False
@@ -86,18 +92,25 @@ class ClientHandshake:
             Unsupported: It wants something that this version has not.
         """
         self._received += data
-        while self.export is None and len(self._received) >= self._wanted:
+        while self.export is None and not self.awaits_tls and len(self._received) >= self._wanted:
             piece = bytes(self._received[: self._wanted])
             del self._received[: self._wanted]
             try:
                 self._wanted = self._steps.send(piece)
             except StopIteration as end:
                 self.export = end.value
-        if self.export is not None and self._received:
+        if (self.export is not None or self.awaits_tls) and self._received:
             raise PeerError("the server answers before it was asked")
         sent = bytes(self._to_send)
         self._to_send.clear()
         return sent
+
+    def secured(self) -> bytes:
+        """Go on over a connection that is encrypted now; return what to send."""
+        assert self.awaits_tls
+        self.awaits_tls = False
+        self._wanted = self._steps.send(b"")
+        return self.receive(b"")
 
     def farewell(self) -> bytes:
         """Return what to send before giving a healthy server up."""
@@ -108,15 +121,21 @@ class ClientHandshake:
         if first != INIT_MAGIC or second not in (OPTION_MAGIC, OLDSTYLE_MAGIC):
             raise PeerError("this is no NBD server: its first bytes are others")
         export = Export()
+        if self._tls and second == OLDSTYLE_MAGIC:
+            raise Unsupported(_NO_TLS)
         if second == OLDSTYLE_MAGIC:
             yield from self._oldstyle(export)
             return export
         offered = HandshakeFlag(int.from_bytes((yield 2), "big") & 3)
         self._to_send += offered.to_bytes(4, "big")
+        if self._tls and HandshakeFlag.FIXED_NEWSTYLE not in offered:
+            raise Unsupported(_NO_TLS)
         if HandshakeFlag.FIXED_NEWSTYLE not in offered:
             yield from self._export_name_only(export, offered)
             return export
         self._haggling = True
+        if self._tls:
+            yield from self._start_tls()
         export.extended = yield from self._agreed(Option.EXTENDED_HEADERS)
         export.structured = export.extended or (yield from self._agreed(Option.STRUCTURED_REPLY))
         if export.structured:
@@ -124,6 +143,18 @@ class ClientHandshake:
         if not (yield from self._go(export)):
             yield from self._export_name_only(export, offered)
         return export
+
+    def _start_tls(self) -> Generator[int, bytes, None]:
+        self._ask(Option.STARTTLS)
+        end, answers = yield from self._answers(Option.STARTTLS)
+        if end == OptionReply.ERR_UNSUP:
+            raise Unsupported(_told(_NO_TLS, answers[0][1]))
+        if end != OptionReply.ACK:
+            raise _denied(end, Option.STARTTLS, answers[0][1])
+        if answers:
+            raise PeerError("the server answers the wish for TLS with data")
+        self.awaits_tls = True
+        yield 0
 
     def _oldstyle(self, export: Export) -> Generator[int, bytes, None]:
         size, reserved, flags = _OLDSTYLE.unpack((yield _OLDSTYLE.size))
@@ -170,18 +201,11 @@ class ClientHandshake:
         self._ask(option)
         end, answers = yield from self._answers(option)
         if end != OptionReply.ACK:
-            self._require_patience(end, answers[0][1])
+            _require_patience(end, option, answers[0][1])
             return False
         if answers:
             raise PeerError(f"the server answers option {option.value} with data")
         return True
-
-    def _require_patience(self, error: int, text: bytes) -> None:
-        """Refuse to go on after the errors that every further option would meet."""
-        if error == OptionReply.ERR_TLS_REQD:
-            raise Unsupported("the server wants TLS, which is not in this version of vblk")
-        if error == OptionReply.ERR_SHUTDOWN:
-            raise StorageError(errno.ESHUTDOWN, _told("Server shutting down", text))
 
     def _allocation_context(self) -> Generator[int, bytes, int | None]:
         """Ask for the context that tells holes; return its number."""
@@ -192,7 +216,7 @@ class ClientHandshake:
         )
         end, answers = yield from self._answers(Option.SET_META_CONTEXT)
         if end != OptionReply.ACK:
-            self._require_patience(end, answers[0][1])
+            _require_patience(end, Option.SET_META_CONTEXT, answers[0][1])
             return None
         if not answers:
             return None
@@ -221,10 +245,8 @@ class ClientHandshake:
 
     def _refused(self, error: int, text: bytes) -> Generator[int, bytes, NoReturn]:
         """Say why there is no such export; ask which there are."""
-        self._require_patience(error, text)
         if error != OptionReply.ERR_UNKNOWN:
-            reason = _REASONS.get(error, f"Unknown error code when asking for the export: {error:#x}")
-            raise StorageError(errno.EINVAL, _told(reason, text))
+            raise _denied(error, Option.GO, text)
         refusal = StorageError(errno.ENOENT, _told("Requested export not available", text))
         self._ask(Option.LIST)
         try:
@@ -238,13 +260,38 @@ class ClientHandshake:
         raise refusal
 
 
+_NO_TLS: Final = "Server does not support STARTTLS"
+
 _REASONS: Final[dict[int, str]] = {
-    OptionReply.ERR_POLICY: "Denied by server",
-    OptionReply.ERR_INVALID: "Invalid parameters",
-    OptionReply.ERR_PLATFORM: "Server lacks support",
-    OptionReply.ERR_BLOCK_SIZE_REQD: "Server requires INFO_BLOCK_SIZE",
-    OptionReply.ERR_TOO_BIG: "The name of the export is too long for the server",
+    OptionReply.ERR_UNSUP: "Unsupported",
+    OptionReply.ERR_POLICY: "Denied by server for",
+    OptionReply.ERR_INVALID: "Invalid parameters for",
+    OptionReply.ERR_PLATFORM: "Server lacks support for",
+    OptionReply.ERR_TLS_REQD: "TLS negotiation required before",
+    OptionReply.ERR_SHUTDOWN: "Server shutting down before",
+    OptionReply.ERR_BLOCK_SIZE_REQD: "Server requires INFO_BLOCK_SIZE for",
+    OptionReply.ERR_TOO_BIG: "The name of the export is too long for the server in",
 }
+
+
+def _denied(error: int, option: Option, text: bytes) -> StorageError:
+    """Return the error for a server's refusal of an option, in QEMU's words."""
+    reason = _REASONS.get(error, f"Unknown error code {error:#x} when asking for")
+    sentence = f"{reason} option {option.value} ({option.name.lower().replace('_', ' ')})"
+    if error == OptionReply.ERR_TLS_REQD:
+        sentence += "\nDid you forget a valid tls-creds?"
+    return StorageError(
+        errno.ESHUTDOWN if error == OptionReply.ERR_SHUTDOWN else errno.EINVAL, _told(sentence, text)
+    )
+
+
+def _require_patience(error: int, option: Option, text: bytes) -> None:
+    """Refuse to go on after an error that every further option would meet.
+
+    That TLS is wanted is left to the option that chooses the export, as by QEMU.
+    """
+    if error == OptionReply.ERR_SHUTDOWN:
+        raise _denied(error, option, text)
 
 
 def _told(reason: str, text: bytes) -> str:

@@ -14,7 +14,7 @@ NEWSTYLE = b"NBDMAGICIHAVEOPT"
 OLDSTYLE = b"NBDMAGIC" + bytes.fromhex("0000420281861253")
 ACK, SERVER, INFO, CONTEXT = 1, 2, 3, 4
 UNSUPPORTED, POLICY, TLS, UNKNOWN, SHUTDOWN = (0x80000000 + number for number in (1, 2, 5, 6, 7))
-GO, LIST, STRUCTURED, SET_CONTEXT, EXTENDED = 7, 3, 8, 10, 11
+GO, LIST, STRUCTURED, SET_CONTEXT, EXTENDED, STARTTLS = 7, 3, 8, 10, 11, 5
 
 
 def reply(option: int, kind: int, data: bytes = b"") -> bytes:
@@ -141,9 +141,9 @@ def test_a_missing_export_is_refused_with_the_servers_words_and_the_names_that_i
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
-        (TLS, Unsupported, "TLS"),
-        (SHUTDOWN, StorageError, "shutting down"),
-        (POLICY, StorageError, "Denied by server"),
+        (TLS, StorageError, r"TLS negotiation required before option 7 \(go\)\nDid you forget a valid tls-"),
+        (SHUTDOWN, StorageError, r"Server shutting down before option 7 \(go\)"),
+        (POLICY, StorageError, r"Denied by server for option 7 \(go\)"),
         (0xFFFFFFFF, StorageError, "0xffffffff"),
     ],
 )
@@ -152,9 +152,50 @@ def test_the_refusal_of_an_export_is_worded(error: int, kind: type[BlockError], 
         until_go().receive(reply(GO, error))
 
 
-def test_a_server_that_wants_tls_says_so_at_the_first_option() -> None:
-    with pytest.raises(Unsupported, match="TLS"):
-        begun().receive(reply(EXTENDED, TLS))
+def test_a_server_that_wants_tls_is_asked_for_the_export_all_the_same_to_be_refused_there() -> None:
+    handshake = begun()
+    assert handshake.receive(reply(EXTENDED, TLS)) == option(STRUCTURED)
+    assert handshake.receive(reply(STRUCTURED, TLS))[8:12] == struct.pack(">I", GO)
+
+
+def wishing_for_tls() -> ClientHandshake:
+    handshake = ClientHandshake("x", tls=True)
+    handshake.receive(NEWSTYLE)
+    assert handshake.receive(b"\0\x03") == struct.pack(">I", 3) + option(STARTTLS)
+    return handshake
+
+
+def test_tls_is_asked_for_before_anything_else_and_all_else_comes_after_it() -> None:
+    handshake = wishing_for_tls()
+    assert handshake.receive(reply(STARTTLS, ACK)) == b""
+    assert handshake.awaits_tls
+    assert handshake.secured() == option(EXTENDED)
+    assert handshake.receive(reply(EXTENDED, UNSUPPORTED)) == option(STRUCTURED)
+
+
+def test_what_was_said_before_tls_is_not_believed_after_it() -> None:
+    with pytest.raises(PeerError, match="answers before it was asked"):
+        wishing_for_tls().receive(reply(STARTTLS, ACK) + reply(EXTENDED, ACK))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (UNSUPPORTED, Unsupported, "Server does not support STARTTLS"),
+        (POLICY, StorageError, r"Denied by server for option 5 \(starttls\)\nserver reported: no TLS"),
+    ],
+)
+def test_a_server_without_tls_is_refused_where_it_is_wanted(
+    error: int, kind: type[BlockError], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        wishing_for_tls().receive(reply(STARTTLS, error, b"no TLS"))
+
+
+@pytest.mark.parametrize("greeting", [OLDSTYLE + struct.pack(">QI", 512, 1) + bytes(124), NEWSTYLE + b"\0\0"])
+def test_a_server_too_old_for_tls_is_refused_where_it_is_wanted(greeting: bytes) -> None:
+    with pytest.raises(Unsupported, match="Server does not support STARTTLS"):
+        ClientHandshake("", tls=True).receive(greeting)
 
 
 DONE = reply(GO, ACK)
