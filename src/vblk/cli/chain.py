@@ -13,8 +13,8 @@ from vblk.cli.command import Verb, option
 from vblk.cli.console import Console
 from vblk.cli.failure import FAILURE, SUCCESS, Failure, could_not_open, sentence
 from vblk.cli.images import ImageArguments, chain_of, image_graph, image_options, named_options, open_named
-from vblk.cli.info import allocated_bytes
 from vblk.cli.values import OUTPUT_TYPE
+from vblk.describing import allocated_bytes
 from vblk.errors import BlockError, ImageError, PermissionConflict
 from vblk.extent import Kind
 from vblk.graph.handle import Handle

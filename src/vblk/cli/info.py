@@ -1,25 +1,21 @@
 """`vblk info`: what an image is.
 
 Owns: QEMU's report of an image, for people and as JSON, and a table for
-terminals. What is special to a format comes from its node.
+terminals. The facts come from `vblk.describing`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS
 from vblk.cli.images import ImageArguments, chain_of, image_graph, image_options, open_named
 from vblk.cli.values import OUTPUT_TYPE
-from vblk.graph.edge import Role
-from vblk.graph.node import Leaf, Node
+from vblk.describing import describe_image
 from vblk.options import format_size
-
-SECOND = 1_000_000_000
-"""Nanoseconds."""
 
 
 @dataclass(slots=True)
@@ -52,117 +48,6 @@ async def run(arguments: Arguments, console: Console) -> int:
     for warning in warnings:
         console.warn(warning)
     return SUCCESS
-
-
-async def describe_image(node: Node) -> dict[str, Any]:
-    """Return the facts of one image, under QEMU's names and in QEMU's order."""
-    specific = await _specific(node)
-    backing = _backing(node, specific)
-    report: dict[str, Any] = {}
-    snapshots = await _snapshots(node)
-    if snapshots:
-        report["snapshots"] = snapshots
-    if backing is not None and backing.format is not None:
-        report["backing-filename-format"] = backing.format
-    report["virtual-size"] = node.size
-    report["filename"] = node.filename
-    if "block-size" in specific:
-        report["cluster-size"] = specific["block-size"]
-    elif node.allocation_unit:
-        report["cluster-size"] = node.allocation_unit
-    report["format"] = node.driver
-    taken = await allocated_bytes(node)
-    if taken is not None:
-        report["actual-size"] = taken
-    if node.driver == "luks":
-        report["encrypted"] = True
-    if specific:
-        report["format-specific"] = {"type": node.driver, "data": specific}
-    if backing is not None:
-        if backing.path is not None:
-            report["full-backing-filename"] = backing.path
-        report["backing-filename"] = backing.name
-    report["dirty-flag"] = _is_dirty(node, specific)
-    return report
-
-
-async def _specific(node: Node) -> dict[str, Any]:
-    if node.driver == "vhdx":
-        from vblk.drivers.vhdx import VhdxNode
-
-        if isinstance(node, VhdxNode):
-            await node.scan()
-    return dict(node.info())
-
-
-class _Backing(NamedTuple):
-    """The parent's name and format as the image has them, and where it is, if that is known."""
-
-    name: str
-    format: str | None
-    path: str | None
-
-
-def _backing(node: Node, specific: Mapping[str, Any]) -> _Backing | None:
-    opened = node.child(Role.BACKING)
-    path = None if opened is None else opened.filename
-    if node.driver == "qcow2":
-        from vblk.drivers.qcow2 import Qcow2Node
-
-        if isinstance(node, Qcow2Node) and node.image.header.backing_file is not None:
-            header = node.image.header
-            return _Backing(node.image.header.backing_file, header.backing_format, node.backing_path)
-    parent = specific.get("parent")
-    if parent is None:
-        return None if opened is None else _Backing(opened.filename, node.driver, path)
-    paths = cast("Mapping[str, str]", parent.get("paths", {}))
-    return _Backing(next(iter(paths.values()), ""), node.driver, path)
-
-
-def _is_dirty(node: Node, specific: Mapping[str, Any]) -> bool:
-    if node.driver == "qcow2":
-        from vblk.drivers.qcow2 import Qcow2Node
-
-        return isinstance(node, Qcow2Node) and node.image.is_dirty
-    return bool(cast("Mapping[str, Any]", specific.get("log", {})).get("dirty", False))
-
-
-async def _snapshots(node: Node) -> list[dict[str, Any]]:
-    """Return the internal snapshots of an image under QEMU's names."""
-    if node.driver != "qcow2":
-        return []
-    from vblk.drivers.qcow2 import Qcow2Node
-
-    if not isinstance(node, Qcow2Node):
-        return []
-    return [
-        {
-            **({} if snapshot.instructions is None else {"icount": snapshot.instructions}),
-            "vm-clock-nsec": snapshot.ran % SECOND,
-            "name": snapshot.name,
-            "date-sec": snapshot.taken // SECOND,
-            "date-nsec": snapshot.taken % SECOND,
-            "vm-clock-sec": snapshot.ran // SECOND,
-            "id": snapshot.identifier,
-            "vm-state-size": snapshot.state_size,
-        }
-        for snapshot in await node.snapshots()
-    ]
-
-
-async def allocated_bytes(node: Node) -> int | None:
-    """Return the bytes that an image takes on its storage, its parents left out; None if unknown."""
-    total = 0
-    stack = [node]
-    while stack:
-        member = stack.pop()
-        if isinstance(member, Leaf):
-            taken = await member.allocated_bytes()
-            if taken is None:
-                return None
-            total += taken
-        stack += [edge.node for edge in member.children.values() if edge.role is not Role.BACKING]
-    return total
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:

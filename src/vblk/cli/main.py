@@ -31,9 +31,11 @@ DEBUG_VARIABLE = "VBLK_DEBUG"
 
 ABSENT_PROGRAMS = {
     "qemu-nbd": "this version of vblk has no NBD server and attaches no devices",
-    "qemu-storage-daemon": "this version of vblk has no storage daemon",
 }
 """Programs of QEMU that are only there to say so."""
+
+ONE_VERB = {"qemu-io": "io", "qemu-storage-daemon": "daemon"}
+"""Programs of QEMU that are one verb and nothing else."""
 
 _PROGRAM_OPTIONS = {"-h": False, "--help": False, "-V": False, "--version": False}
 
@@ -128,8 +130,8 @@ def _debugged(error: BaseException, status: int) -> int:
 
 def _split(console: Console, words: Sequence[str]) -> tuple[str, list[str]]:
     """Answer the program's own options; return the verb and its words, or no verb when all is said."""
-    if console.name == "qemu-io":
-        return "io", list(words)
+    if console.name in ONE_VERB:
+        return ONE_VERB[console.name], list(words)
     if console.name in ABSENT_PROGRAMS:
         raise Failure(ABSENT_PROGRAMS[console.name])
     try:

@@ -58,6 +58,12 @@ VERBS: Final[dict[str, Entry]] = {
         "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
     ),
     "create": Entry("create", "Make a new image.", "[-q] [-f fmt] [-o options] filename [size]"),
+    "daemon": Entry(
+        "daemon",
+        "Serve nodes of a block graph, changed by QMP, as qemu-storage-daemon does.",
+        "[--blockdev options] [--chardev options] [--export options] [--monitor options] "
+        "[--nbd-server options] [--object options] [--pidfile file] [--daemonize] [--log file]",
+    ),
     "dd": Entry(
         "dd",
         "Copy blocks of an image.",

@@ -1,8 +1,9 @@
-"""JSON as QEMU's command line takes it: also with single-quoted strings.
+"""JSON as QEMU takes it, on its command line and in QMP: also with single-quoted strings.
 
-Owns: the text form of nested options. Must not know what any option means.
-Bounds: the text is at most `TEXT_MAX` characters, the nesting at most
-`DEPTH_MAX`; whatever breaks these or the grammar is an `OptionError`.
+Owns: the grammar, and the text form of nested options. Must not know what any
+option means. Bounds: the text is at most `TEXT_MAX` characters, the nesting at
+most `DEPTH_MAX`; whatever breaks these or the grammar is an `OptionError`, or a
+`JsonError` for who brings tokens of his own.
 
 The grammar is RFC 8259 with one addition: a string may stand in single quotes,
 and then its double quotes need no escape; an escaped single quote is allowed
@@ -18,9 +19,12 @@ from vblk.errors import OptionError
 TEXT_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 64
 
+Token = tuple[str, str]
+"""The kind of a token and its spelling; a mark is its own kind."""
+
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-_TOKEN: Final = re.compile(
+TOKEN: Final = re.compile(
     r"(?P<mark>[\[\]{},:])"
     r"""|(?P<string>"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*"|'(?:[^'\\\x00-\x1f]|\\[^\x00-\x1f])*')"""
     r"|(?P<float>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)(?![0-9.eE]))"
@@ -28,7 +32,7 @@ _TOKEN: Final = re.compile(
     r"|(?P<word>[a-z]+)"
 )
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
-_STRAY: Final = re.compile(
+STRAY: Final = re.compile(
     r"-?0[0-9]|-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?.?|-.?"
     r"""|"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*\\?[\x00-\x1f]?|'(?:[^'\\\x00-\x1f]|\\[^\x00-\x1f])*\\?[\x00-\x1f]?|.""",
     re.DOTALL,
@@ -49,6 +53,10 @@ _LETTERS: Final = {
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
 
 
+class JsonError(Exception):
+    """What breaks the grammar, in QEMU's words."""
+
+
 def parse_json_text(text: str) -> Json:
     """Read one JSON value.
 
@@ -61,27 +69,39 @@ def parse_json_text(text: str) -> Json:
     """
     if len(text) > TEXT_MAX:
         raise OptionError(f"Could not parse the JSON options: longer than {TEXT_MAX} characters")
-    reader = _Reader(_tokens(text))
-    if not reader.tokens:
-        raise OptionError("Could not parse the JSON options: Expecting a JSON value")
-    value = reader.value(0)
-    if not reader.finished:
-        raise OptionError("Could not parse the JSON options: Expecting at most one JSON value")
+    try:
+        reader = _Reader(_tokens(text))
+        if not reader.tokens:
+            raise JsonError("Expecting a JSON value")
+        value = reader.value(0)
+        if not reader.finished:
+            raise JsonError("Expecting at most one JSON value")
+    except JsonError as error:
+        raise OptionError(f"Could not parse the JSON options: {error}") from None
     return value
 
 
+def first_value(tokens: list[Token]) -> Json:
+    """Read the value that stands first in a list of tokens.
+
+    Raises:
+        JsonError: There is none, or it breaks the grammar or nests too deeply.
+    """
+    return _Reader(tokens).value(0)
+
+
 def _fail(reason: str) -> NoReturn:
-    raise OptionError(f"Could not parse the JSON options: JSON parse error, {reason}")
+    raise JsonError(f"JSON parse error, {reason}")
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
-    """Cut the text into pairs of kind and spelling; a mark is its own kind."""
-    tokens: list[tuple[str, str]] = []
+def _tokens(text: str) -> list[Token]:
+    """Cut the text into tokens."""
+    tokens: list[Token] = []
     position = _skip_space(text, 0)
     while position < len(text):
-        found = _TOKEN.match(text, position)
+        found = TOKEN.match(text, position)
         if found is None:
-            stray = _STRAY.match(text, position)
+            stray = STRAY.match(text, position)
             _fail(f"stray '{stray[0][:100] if stray else text[position]}'")
         kind = found.lastgroup or ""
         tokens.append((found[0] if kind == "mark" else kind, found[0]))
@@ -158,7 +178,7 @@ class _Reader:
             if not self._try_mark(":"):
                 _fail("missing : in object pair")
             if key in members:
-                _fail(f"duplicate key '{key}'")
+                _fail("duplicate key")
             members[key] = self.value(depth)
             if self._try_mark("}"):
                 return members

@@ -44,7 +44,7 @@ def split_pairs(text: str, *, implied: str | None = None) -> list[Pair]:
     if len(text) > TEXT_MAX:
         raise OptionError(f"Option list longer than {TEXT_MAX} characters")
     pairs: list[Pair] = []
-    for index, element in enumerate(_split_escaped(text)):
+    for index, element in enumerate(split_escaped(text)):
         name, equals, value = element.partition("=")
         if equals:
             pairs.append(Pair(name, value))
@@ -57,7 +57,8 @@ def split_pairs(text: str, *, implied: str | None = None) -> list[Pair]:
     return pairs
 
 
-def _split_escaped(text: str) -> list[str]:
+def split_escaped(text: str) -> list[str]:
+    """Cut a text at its commas; two commas together are one comma of an element."""
     if not text:
         return []
     elements = [element.replace("\0", ",") for element in text.replace(",,", "\0").split(",")]

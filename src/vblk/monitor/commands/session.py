@@ -1,0 +1,35 @@
+"""Commands about the monitor itself: negotiation, versions, names, and the end.
+
+Owns: nothing; what they show belongs to others.
+"""
+
+from vblk.monitor.client import Client
+from vblk.monitor.daemon import Daemon
+from vblk.monitor.schema import Capabilities, Named, Version, VersionTriple
+from vblk.monitor.table import CommandTable
+
+TABLE = CommandTable()
+
+
+@TABLE.command("qmp_capabilities", for_client=True)
+async def qmp_capabilities(daemon: Daemon, client: Client, arguments: Capabilities) -> None:
+    """End the negotiation."""
+    client.session.negotiate(arguments.enable)
+
+
+@TABLE.command("query-version")
+async def query_version(daemon: Daemon) -> Version:
+    """Tell which QEMU this monitor follows, and what it is."""
+    return Version(qemu=VersionTriple(**daemon.version["qemu"]), package=daemon.version["package"])
+
+
+@TABLE.command("query-commands", for_client=True)
+async def query_commands(daemon: Daemon, client: Client) -> list[Named]:
+    """Name every command of this monitor."""
+    return [Named(name=command.name) for command in client.commands]
+
+
+@TABLE.command("quit")
+async def quit(daemon: Daemon) -> None:
+    """End the daemon, cleanly."""
+    daemon.ended.set()

@@ -1,0 +1,79 @@
+"""JSON as QEMU writes it: blanks, escapes, and the order of members.
+
+Owns: the spelling of values. Must not know what they mean. Every function runs to
+completion and is pure.
+
+Source: QEMU's answers, compared letter for letter (tests/interop/test_qmp.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+from vblk.wire.qmp.member_order import RANK, UNKNOWN
+
+_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_INDENT: Final = "    "
+
+
+def encode_json(value: Any, *, pretty: bool = False) -> str:
+    """Write a value on one line, or with `pretty` on many.
+
+    Members that QEMU knows come in its order; where two share a place there,
+    and for others, the order of the mapping counts.
+    """
+    return _encode(value, 0 if pretty else None)
+
+
+def _encode(value: Any, depth: int | None) -> str:
+    if isinstance(value, str):
+        return quote(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.17g}"
+    below = None if depth is None else depth + 1
+    if isinstance(value, Mapping):
+        members: list[tuple[str, Any]] = sorted(cast("Mapping[str, Any]", value).items(), key=_place)
+        return _enclosed(
+            "{", [f"{quote(name)}: {_encode(member, below)}" for name, member in members], "}", depth
+        )
+    items: Sequence[Any] = value
+    return _enclosed("[", [_encode(item, below) for item in items], "]", depth)
+
+
+def _place(member: tuple[str, Any]) -> int:
+    return RANK.get(member[0], UNKNOWN)
+
+
+def _enclosed(start: str, parts: list[str], end: str, depth: int | None) -> str:
+    if depth is None:
+        return start + ", ".join(parts) + end
+    if not parts:
+        return start + end
+    inner = "\n" + _INDENT * (depth + 1)
+    return start + inner + f",{inner}".join(parts) + "\n" + _INDENT * depth + end
+
+
+def quote(text: str) -> str:
+    """Write a string: printable ASCII as it is, everything else escaped."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return '"' + "".join(map(_escape, text)) + '"'
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    code = ord(character)
+    if 0x20 <= code < 0x7F:
+        return character
+    if 0xD800 <= code < 0xE000:
+        return "\\uFFFD"  # a byte of a file name that is not UTF-8
+    if code < 0x10000:
+        return f"\\u{code:04X}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"
