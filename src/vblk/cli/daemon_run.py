@@ -16,11 +16,14 @@ from vblk.monitor.blockdev import Blockdev
 from vblk.monitor.channel import Channel
 from vblk.monitor.chardev import Chardev, Serve, Socket, read_chardev
 from vblk.monitor.commands import daemon_commands
+from vblk.monitor.commands.exports import block_export_add, start_nbd_server
 from vblk.monitor.commands.nodes import blockdev_add
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.keyval import parse_option
 from vblk.monitor.log import Log
 from vblk.monitor.qmp_server import QmpServer
+from vblk.monitor.schema import ExportOptions, NbdServerOptions
+from vblk.objects import add_object, read_object_text
 from vblk.wire.qmp import QmpError
 
 
@@ -66,8 +69,13 @@ class Startup:
             await self._add_chardev(values)
         elif name == "--monitor":
             self._add_monitor(read_arguments(values, MonitorOptions, texts=texts))
+        elif name == "--nbd-server":
+            options = read_arguments(values, NbdServerOptions, texts=texts)
+            await start_nbd_server(self.daemon, None, options)
+        elif name == "--export":
+            await block_export_add(self.daemon, read_arguments(values, ExportOptions, texts=texts))
         else:
-            raise QmpError(f"{name} is not in this version of vblk")
+            add_object(self.daemon.graph.objects, read_object_text(text))
 
     async def _add_chardev(self, values: dict[str, Any]) -> None:
         options = read_chardev(values)
@@ -79,7 +87,11 @@ class Startup:
                 " or say --allow-tcp-monitor too"
             )
         device = Chardev(options)
-        await device.open()
+        try:
+            await device.open()
+        except BaseException:
+            await device.close()
+            raise
         self._chardevs[device.id] = device
 
     def _add_monitor(self, options: MonitorOptions) -> None:

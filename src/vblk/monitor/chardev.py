@@ -18,19 +18,19 @@ from typing import Any, Final, cast
 
 from msgspec import Struct
 
+from vblk.aio.listening import listening_sockets
 from vblk.errors import OptionError, StorageError
 from vblk.monitor.arguments import read_arguments, require_identifier
 from vblk.monitor.channel import Channel
+from vblk.options.address import FdAddress, InetAddress, SocketAddress, UnixAddress
 from vblk.wire.qmp import QmpError
 
 CLIENTS_MAX: Final = 256
 """The most clients of one socket at a time; others wait until one leaves."""
 
-_BACKLOG: Final = 128
 _KNOWN: Final = frozenset(
     ("file", "memory", "mux", "null", "parallel", "pipe", "pty", "ringbuf", "serial", "udp")
 )
-_PATH_MAX: Final = 107
 
 Serve = Callable[[Channel], Awaitable[None]]
 """Serves one client to its end."""
@@ -100,11 +100,12 @@ class Chardev:
         """Open it later, with `open`."""
         self.id = options.id
         self._options = options
-        self._listening: socket.socket | None = None
+        self._listening: list[socket.socket] = []
         self._ready: list[Channel] = []
         self._clients: set[asyncio.Future[None]] = set()
-        self._room = asyncio.Semaphore(CLIENTS_MAX)
-        self._accepting: asyncio.Task[None] | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Listen or connect; a server that is to wait returns when its first client has come.
@@ -117,61 +118,60 @@ class Chardev:
         if isinstance(options, Stdio):
             self._ready.append(Channel(0, 1, owned=False))
         elif options.server:
-            self._listening = await _listening(options)
+            self._listening = await listening_sockets(_address(options))
+            for each in self._listening:
+                each.setblocking(False)
             if options.wait:
-                self._ready.append(await self._next())
+                self._ready.append(await _accepted(self._listening[0]))
         else:
             self._ready.append(Channel.of_socket(await _connected(options)))
 
-    async def _next(self) -> Channel:
-        assert self._listening is not None
-        peer, _ = await asyncio.get_running_loop().sock_accept(self._listening)
-        return Channel.of_socket(peer)
-
     def attach(self, serve: Serve) -> None:
         """Let a monitor serve the clients, those that are there and those that come."""
-        self._accepting = asyncio.create_task(self._accept(serve))
-
-    async def _accept(self, serve: Serve) -> None:
         for channel in self._ready:
-            await self._start(serve, channel)
+            self._start(serve, channel)
         self._ready.clear()
-        while self._listening is not None:
-            await self._room.acquire()
-            try:
-                channel = await self._next()
-            except OSError:  # no descriptors left: those who leave give some back
-                self._room.release()
-                await asyncio.sleep(1)
-                continue
-            self._room.release()
-            await self._start(serve, channel)
+        self._accepting = [asyncio.create_task(self._accept(serve, each)) for each in self._listening]
 
-    async def _start(self, serve: Serve, channel: Channel) -> None:
-        await self._room.acquire()
+    async def _accept(self, serve: Serve, listening: socket.socket) -> None:
+        while True:
+            await self._room.wait()
+            try:
+                self._start(serve, await _accepted(listening))
+            except OSError:  # no descriptors left: those who leave give some back
+                await asyncio.sleep(1)
+
+    def _start(self, serve: Serve, channel: Channel) -> None:
         task = asyncio.ensure_future(serve(channel))
         self._clients.add(task)
+        if len(self._clients) >= CLIENTS_MAX:
+            self._room.clear()
         task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Future[None]") -> None:
         self._clients.discard(task)
-        self._room.release()
+        self._room.set()
 
     async def close(self) -> None:
         """Let every client go, and close. Idempotent."""
-        tasks = [task for task in (self._accepting, *self._clients) if task is not None]
+        tasks = [*self._accepting, *self._clients]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for channel in self._ready:
             channel.close()
         self._ready.clear()
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
-            if isinstance(self._options, Socket) and self._options.path is not None:
-                with suppress(OSError):
-                    os.unlink(self._options.path)
+        for each in self._listening:
+            each.close()
+        if self._listening and isinstance(self._options, Socket) and self._options.path is not None:
+            with suppress(OSError):
+                os.unlink(self._options.path)
+        self._listening.clear()
+
+
+async def _accepted(listening: socket.socket) -> Channel:
+    peer, _ = await asyncio.get_running_loop().sock_accept(listening)
+    return Channel.of_socket(peer)
 
 
 def _socket_of(text: str) -> socket.socket:
@@ -183,44 +183,12 @@ def _socket_of(text: str) -> socket.socket:
     return found
 
 
-async def _listening(options: Socket) -> socket.socket:
-    """Return a socket that listens."""
+def _address(options: Socket) -> SocketAddress:
     if options.fd is not None:
-        return _socket_of(options.fd)
+        return FdAddress(int(options.fd))
     if options.path is not None:
-        return _bound_unix(options.path)
-    loop = asyncio.get_running_loop()
-    try:
-        server = await loop.create_server(
-            asyncio.Protocol, options.host or "localhost", int(options.port or "0")
-        )
-    except (OSError, ValueError) as error:
-        raise OptionError(f"Failed to bind socket to {options.host}:{options.port}: {error}") from error
-    found = server.sockets[0].dup()
-    server.close()
-    found.setblocking(False)
-    return found
-
-
-def _bound_unix(path: str) -> socket.socket:
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise OptionError(
-            f"UNIX socket path '{path}' is too long\nPath must be less than {_PATH_MAX + 1} bytes"
-        )
-    found = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        found.bind(path)
-        found.listen(_BACKLOG)
-        found.setblocking(False)
-    except OSError as error:
-        found.close()
-        raise StorageError(error.errno or 0, f"Failed to bind socket to {path}: {error.strerror}") from error
-    finally:
-        os.umask(before)
-    return found
+        return UnixAddress(options.path)
+    return InetAddress(options.host or "localhost", options.port or "")
 
 
 async def _connected(options: Socket) -> socket.socket:

@@ -10,12 +10,12 @@ jobs, then the nodes, parents before children.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Final
 
 from vblk.errors import BlockError, GraphError
-from vblk.graph.edge import Edge, Permission
-from vblk.graph.handle import Handle
+from vblk.exports.export import Export
+from vblk.exports.nbd import NbdServer
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
@@ -51,7 +51,8 @@ class Daemon:
         self.jobs: dict[str, Job] = {}
         self.ended = asyncio.Event()
         """Set when somebody asked the daemon to end."""
-        self._kept: dict[Node, Handle] = {}
+        self.exports: dict[str, Export] = {}
+        self.nbd_server: NbdServer | None = None
 
     def emit(self, event: str, data: Mapping[str, Any]) -> None:
         """Tell everybody who listens of an event."""
@@ -83,42 +84,60 @@ class Daemon:
         Raises:
             BlockError: It does not open.
         """
+        for name in _names_in(options):
+            if any(node.name == name for node in self.graph.nodes()):
+                raise GraphError(f"Duplicate nodes with node-name='{name}'")
         node = await open_node(self.graph, hand_down(options), Request(read_only=False))
-        try:
-            self._kept[node] = self.graph.hold(node, "the monitor", Permission.NONE)
-        except BaseException:
-            await self.graph.discard_unused(node)
-            raise
+        self.graph.keep(node)
         self.log.say("node-added", node=node.name, driver=node.driver, filename=node.filename)
         return node
 
-    def is_own(self, edge: Edge) -> bool:
-        """Tell whether an edge is only what keeps a node alive for the monitor."""
-        kept = self._kept.get(edge.node)
-        return kept is not None and kept.edge is edge
-
     async def delete_node(self, node: Node) -> None:
-        """Let go of a node that nobody else uses.
+        """Close a node that was added, and that nobody uses.
 
         Raises:
             GraphError: It is in use, or was not added by itself.
         """
-        others = [edge for edge in self.graph.users(node) if not self.is_own(edge)]
-        if any(edge.parent is None for edge in others):
+        if not self.graph.keeps(node) and any(edge.parent is None for edge in self.graph.users(node)):
             raise GraphError(f"Node {node.name} is in use")
-        if node not in self._kept:
-            raise GraphError(f"Node {node.name} is not owned by the monitor")
-        if others:
-            raise GraphError(f"Block device {node.name} is in use")
-        await self.graph.release(self._kept.pop(node))
+        await self.graph.let_go(node)
         self.log.say("node-deleted", node=node.name)
+
+    # Exports
+
+    def add_export(self, export: Export) -> None:
+        """Note an export, until it has ended."""
+        self.exports[export.id] = export
+        export.on_end = self._export_ended
+        self.log.say("export-added", id=export.id, type=export.type, node=export.handle.node.name)
+
+    def _export_ended(self, export: Export) -> None:
+        del self.exports[export.id]
+        self.emit("BLOCK_EXPORT_DELETED", {"id": export.id})
 
     async def close(self) -> None:
         """End everything, cleanly. Each failure is noted, and the rest goes on."""
+        if self.nbd_server is not None:
+            await self._noted(self.nbd_server.close())
+            self.nbd_server = None
+        for export in list(self.exports.values()):
+            await self._noted(export.stop())
         for job in list(self.jobs.values()):
             job.give_up()
             await job.ended()
+        await self._noted(self.graph.close())
+
+    async def _noted(self, step: Coroutine[Any, Any, None]) -> None:
         try:
-            await self.graph.close()
+            await step
         except BlockError as error:
             self.log.note("close-failed", str(error))
+
+
+def _names_in(options: NodeOptions) -> Iterator[str]:
+    """Yield the names that nodes are to have."""
+    if options.node_name is not None:
+        yield options.node_name
+    for child in options.children.values():
+        if isinstance(child, NodeOptions):
+            yield from _names_in(child)

@@ -7,6 +7,7 @@ Source: QEMU's documentation, "QEMU QMP Reference Manual" and "QEMU Storage Daem
 Reference Manual", version 7.2.
 """
 
+import enum
 from typing import Any
 
 from msgspec import Struct, field
@@ -123,3 +124,138 @@ class JobId(Object):
     """A job."""
 
     id: str
+
+
+class InetSocket(Object):
+    """A host and a port."""
+
+    host: str
+    port: str
+    numeric: bool | None = None
+    to: int | None = None
+    ipv4: bool | None = None
+    ipv6: bool | None = None
+
+
+class UnixSocket(Object):
+    """A socket in the file system."""
+
+    path: str
+
+
+class FdSocket(Object):
+    """A descriptor: a number, or a name that `getfd` gave."""
+
+    str: str
+
+
+class InetAddressOf(InetSocket, tag_field="type", tag="inet"):
+    """A socket's address: a host and a port."""
+
+
+class UnixAddressOf(UnixSocket, tag_field="type", tag="unix"):
+    """A socket's address: in the file system."""
+
+
+class FdAddressOf(FdSocket, tag_field="type", tag="fd"):
+    """A socket's address: a descriptor."""
+
+
+class InetLegacy(Object, tag_field="type", tag="inet"):
+    """A socket's address in the older form: a host and a port."""
+
+    data: InetSocket
+
+
+class UnixLegacy(Object, tag_field="type", tag="unix"):
+    """A socket's address in the older form: in the file system."""
+
+    data: UnixSocket
+
+
+class FdLegacy(Object, tag_field="type", tag="fd"):
+    """A socket's address in the older form: a descriptor."""
+
+    data: FdSocket
+
+
+AnyAddress = InetAddressOf | UnixAddressOf | FdAddressOf
+LegacyAddress = InetLegacy | UnixLegacy | FdLegacy
+
+
+class NbdServerOptions(Object):
+    """What `--nbd-server` takes."""
+
+    addr: AnyAddress
+    tls_creds: str | None = None
+    tls_authz: str | None = None
+    max_connections: int = 100
+
+
+class NbdServerStart(Object):
+    """The arguments of `nbd-server-start`."""
+
+    addr: LegacyAddress
+    tls_creds: str | None = None
+    tls_authz: str | None = None
+    max_connections: int = 100
+
+
+class ExportBase(Object, kw_only=True):
+    """What all exports have."""
+
+    id: str
+    node_name: str
+    writable: bool = False
+
+
+class NbdExportOptions(ExportBase, tag_field="type", tag="nbd"):
+    """An export of the NBD server."""
+
+    name: str | None = None
+    description: str | None = None
+    bitmaps: list[str] = field(default_factory=list[str])
+    allocation_depth: bool = False
+
+
+ExportOptions = NbdExportOptions
+
+
+class NbdServerAdd(Object, kw_only=True):
+    """The arguments of `nbd-server-add`."""
+
+    name: str | None = None
+    description: str | None = None
+    device: str
+    writable: bool = False
+    bitmap: str | None = None
+
+
+class RemoveMode(enum.Enum):
+    """What becomes of clients: `safe` refuses while there are some."""
+
+    SAFE = "safe"
+    HARD = "hard"
+
+
+class ExportDel(Object):
+    """The arguments of `block-export-del`."""
+
+    id: str
+    mode: RemoveMode = RemoveMode.SAFE
+
+
+class NbdServerRemove(Object):
+    """The arguments of `nbd-server-remove`."""
+
+    name: str
+    mode: RemoveMode = RemoveMode.SAFE
+
+
+class ExportInfo(Object):
+    """An export, as `query-block-exports` shows it."""
+
+    id: str
+    type: str
+    node_name: str
+    shutting_down: bool

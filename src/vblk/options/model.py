@@ -97,9 +97,18 @@ def from_mapping(mapping: Mapping[str, object]) -> NodeOptions:
             of the wrong type, or the nesting is too deep.
     """
     flat: dict[str, Scalar | Empty] = {}
-    for name, value in _flatten(mapping, "", 0):
+    for name, value in flattened(mapping):
         put_option(flat, name, value)
     return from_flat(flat)
+
+
+def flattened(mapping: Mapping[str, object]) -> "Iterator[tuple[str, Scalar | Empty]]":
+    """Yield nested options under dotted names.
+
+    Raises:
+        OptionError: A value is no JSON, or the nesting is too deep.
+    """
+    return _flatten(mapping, "", 0)
 
 
 class Empty:

@@ -3,7 +3,7 @@
 Owns: the joining of their tables. Each module has a `TABLE` of its own.
 """
 
-from vblk.monitor.commands import jobs, nodes, session
+from vblk.monitor.commands import exports, jobs, nodes, objects, session
 from vblk.monitor.table import CommandTable
 
 __all__ = ["daemon_commands"]
@@ -11,4 +11,4 @@ __all__ = ["daemon_commands"]
 
 def daemon_commands() -> CommandTable:
     """Return every command of the storage daemon."""
-    return CommandTable(session.TABLE, nodes.TABLE, jobs.TABLE)
+    return CommandTable(session.TABLE, nodes.TABLE, exports.TABLE, jobs.TABLE, objects.TABLE)

@@ -97,7 +97,7 @@ def cache_of(node: Node) -> CacheInfo:
     """Return how a node's data goes through the system's cache: what its storage says."""
     below: Node | None = node
     while below is not None and not hasattr(below, "cache"):
-        below = below.child(Role.FILE)
+        below = below.below
     mode: Any = getattr(below, "cache", None)
     if mode is None:
         return CacheInfo(writeback=True, direct=False, no_flush=False)
@@ -113,8 +113,6 @@ async def query_block_graph(daemon: Daemon) -> GraphInfo:
     edges: list[GraphEdge] = []
     for node in nodes:
         for edge in daemon.graph.users(node):
-            if daemon.is_own(edge):
-                continue
             user: object = edge if edge.parent is None else edge.parent
             if user not in numbers:
                 numbers[user] = len(numbers) + 1
@@ -127,7 +125,7 @@ def _edge(edge: Edge, parent: int, child: int) -> GraphEdge:
     return GraphEdge(
         parent=parent,
         child=child,
-        name="root" if edge.role is None else edge.role.value,
+        name=edge.name or "root",
         perm=_names(edge.permissions),
         shared_perm=_names(edge.shared),
     )

@@ -137,7 +137,8 @@ class QmpSession:
 
     def failure(self, request: Request, error: QmpError) -> bytes:
         """Return the reply to a command that failed."""
-        return self._reply(request, {"error": {"class": error.kind.value, "desc": str(error)}})
+        text = str(error).partition("\n")[0]  # hints are for people
+        return self._reply(request, {"error": {"class": error.kind.value, "desc": text}})
 
     def event(self, name: str, data: Mapping[str, Any], nanoseconds: int) -> bytes:
         """Return the text of an event; `nanoseconds` is the time since the epoch."""
