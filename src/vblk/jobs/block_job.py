@@ -37,8 +37,8 @@ class BlockJob(Job):
 
     io_status = "ok"
 
-    async def survived(self, error: BlockError, policy: OnError, *, reading: bool) -> None:
-        """Say that a request failed; return when the work may go on.
+    def failed(self, error: BlockError, policy: OnError, *, reading: bool) -> None:
+        """Say that a request failed; to stop holds the job at its next pause point.
 
         Raises:
             BlockError: This failure ends the job.
@@ -52,7 +52,6 @@ class BlockJob(Job):
             if self.io_status == "ok":
                 self.io_status = "nospace" if error.errno == errno.ENOSPC else "failed"
             self.hold()
-            await self.pause_point()
 
     def resumed(self) -> None:
         """Forget the failures so far."""

@@ -12,7 +12,7 @@ concluded.
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Required, TypedDict, Unpack
 
 from vblk.aio.clock import Clock
 from vblk.errors import BlockError, JobError
@@ -21,6 +21,22 @@ from vblk.jobs.states import AT_WORK, FOLLOWING, Status, Verb, require_accepted
 
 Listener = Callable[["Job", str, Mapping[str, Any]], None]
 """Told of (job, QMP's name of the event, its data); it must be quick and not raise."""
+
+
+class Life(TypedDict, total=False):
+    """What every job is given beside its id.
+
+    `listener` is told of its events, `clock` is for its speed, in bytes a second, 0
+    for no limit. Without `auto_finalize` it waits for the user before it publishes
+    its result, without `auto_dismiss` it stays until the user has seen how it ended.
+    """
+
+    listener: Required["Listener"]
+    clock: Required[Clock]
+    speed: int
+    auto_finalize: bool
+    auto_dismiss: bool
+    transaction: "Transaction | None"
 
 
 CANCELLED: Final = "Operation canceled"
@@ -100,39 +116,27 @@ class Job(Steps, ABC):
     """One job on the running event loop.
 
     `current` and `total` are its progress in units of its own, bytes for block
-    jobs. `speed` is in bytes a second, 0 for no limit. With `auto_finalize` it
-    does not wait for the user before it makes its result visible, with
-    `auto_dismiss` it is forgotten as soon as it has ended.
+    jobs.
 
     Concurrency: every verb runs to completion; the work goes on in a task.
     """
 
     type: ClassVar[str]
 
-    def __init__(
-        self,
-        id: str,
-        *,
-        listener: Listener,
-        clock: Clock,
-        speed: int = 0,
-        auto_finalize: bool = True,
-        auto_dismiss: bool = True,
-        transaction: Transaction | None = None,
-    ) -> None:
+    def __init__(self, id: str, **life: Unpack[Life]) -> None:
         self.id = id
         self.status = Status.UNDEFINED
-        self.current = 0
-        self.total = 0
+        self.current: int = 0
+        self.total: int = 0
         self.error: str | None = None
         self.user_paused = False
         self.cancelled = False
-        self.auto_finalize = auto_finalize
-        self.auto_dismiss = auto_dismiss
+        self.auto_finalize = life.get("auto_finalize", True)
+        self.auto_dismiss = life.get("auto_dismiss", True)
         self.speed = 0
-        self.clock = clock
-        self._listener = listener
-        self._transaction = transaction or Transaction()
+        self.clock = life["clock"]
+        self._listener = life["listener"]
+        self._transaction = life.get("transaction") or Transaction()
         self._transaction.jobs.append(self)
         self._limit: RateLimit | None = None
         self._slower = asyncio.Event()
@@ -140,8 +144,8 @@ class Job(Steps, ABC):
         self._go.set()
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._work: asyncio.Task[None] | None = None
-        self._set_speed(speed)
+        self._effort: asyncio.Task[None] | None = None
+        self._set_speed(life.get("speed", 0))
         self._to(Status.CREATED)
 
     @abstractmethod
@@ -209,8 +213,8 @@ class Job(Steps, ABC):
         self.cancelled = True
         self.user_paused = False
         self._go.set()
-        if self._work is not None:
-            self._work.cancel()
+        if self._effort is not None:
+            self._effort.cancel()
 
     def complete(self) -> None:
         """Ask a job that is ready to come to its end.
@@ -268,6 +272,11 @@ class Job(Steps, ABC):
             finally:
                 changed.cancel()
                 paid.cancel()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nobody wants the job to pause."""
+        return self._go.is_set()
 
     async def pause_point(self) -> None:
         """Stay here while the job is paused."""
@@ -331,12 +340,12 @@ class Job(Steps, ABC):
         if self.cancelled:
             raise asyncio.CancelledError
         self._to(Status.RUNNING)
-        self._work = asyncio.ensure_future(self.run())
+        self._effort = asyncio.ensure_future(self.run())
         try:
-            await self._work
+            await self._effort
         finally:
-            self._work.cancel()
-            self._work = None
+            self._effort.cancel()
+            self._effort = None
 
     def pend(self) -> None:
         """Wait for `finalize`, when it is not automatic."""

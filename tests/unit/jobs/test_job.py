@@ -199,7 +199,8 @@ def test_a_command_at_the_wrong_time_is_refused_in_qemus_words() -> None:
 
 def test_a_failed_request_that_stops_the_job_is_tried_again_after_the_resume() -> None:
     async def stumbling(work: Work) -> None:
-        await work.survived(StorageError(errno.ENOSPC), OnError.ENOSPC, reading=False)
+        work.failed(StorageError(errno.ENOSPC), OnError.ENOSPC, reading=False)
+        await work.pause_point()
 
     def look(work: Work) -> None:
         assert (work.status, work.io_status) == (Status.PAUSED, "nospace")
@@ -212,7 +213,7 @@ def test_a_failed_request_that_stops_the_job_is_tried_again_after_the_resume() -
 
 def test_an_ignored_failure_is_said_and_no_more() -> None:
     async def stumbling(work: Work) -> None:
-        await work.survived(StorageError(errno.EIO), OnError.IGNORE, reading=True)
+        work.failed(StorageError(errno.EIO), OnError.IGNORE, reading=True)
 
     told, work = lived(stumbling)
     assert (told[2], work.error) == ("BLOCK_JOB_ERROR", None)
@@ -220,7 +221,7 @@ def test_an_ignored_failure_is_said_and_no_more() -> None:
 
 def test_a_reported_failure_ends_the_job() -> None:
     async def stumbling(work: Work) -> None:
-        await work.survived(StorageError(errno.EIO), OnError.ENOSPC, reading=True)
+        work.failed(StorageError(errno.EIO), OnError.ENOSPC, reading=True)
 
     assert lived(stumbling)[1].error == "Input/output error"
 
@@ -289,6 +290,6 @@ def test_the_error_of_a_policy_is_the_one_that_was_met() -> None:
     error = BlockError("it burns")
 
     async def stumbling(work: Work) -> None:
-        await work.survived(error, OnError.REPORT, reading=True)
+        work.failed(error, OnError.REPORT, reading=True)
 
     assert lived(stumbling)[1].error == "it burns"
