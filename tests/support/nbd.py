@@ -47,6 +47,16 @@ class Server:
             ["bash", "-c", launch, str(number), *self.command], pass_fds=(number,), stderr=subprocess.DEVNULL
         )
 
+    def end(self, number: int | None) -> int:
+        """Send a signal, or none, and return the exit status with which the server ends."""
+        assert self._process is not None
+        if number is not None:
+            self._process.send_signal(number)
+        status = self._process.wait()
+        self._process = None
+        self.__exit__(None, None, None)
+        return status
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()

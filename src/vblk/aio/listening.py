@@ -113,7 +113,8 @@ async def _bound_inet(address: InetAddress) -> list[socket.socket]:
         for sock in sockets:
             sock.close()
         number = error.errno or errno.EIO
-        text = f"Failed to find an available port: {os.strerror(number)}"
+        what = "find an available port" if number == errno.EADDRINUSE else "bind socket"
+        text = f"Failed to {what}: {os.strerror(number)}"
         raise storage_error(OSError(number, text)) from error
     return sockets
 

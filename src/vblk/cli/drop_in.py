@@ -61,6 +61,6 @@ VERB = Verb(
     Arguments,
     [],
     operands="DIR",
-    help="Write programs named qemu-img, qemu-io and qemu-storage-daemon into DIR that behave as QEMU's as "
-    "far as this version goes, and qemu-nbd, which says that it has none.",
+    help="Write programs named qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon into DIR that behave as "
+    "QEMU's as far as this version goes.",
 )

@@ -29,12 +29,7 @@ from vblk.errors import BlockError
 
 DEBUG_VARIABLE = "VBLK_DEBUG"
 
-ABSENT_PROGRAMS = {
-    "qemu-nbd": "this version of vblk has no NBD server and attaches no devices",
-}
-"""Programs of QEMU that are only there to say so."""
-
-ONE_VERB = {"qemu-io": "io", "qemu-storage-daemon": "daemon"}
+ONE_VERB = {"qemu-io": "io", "qemu-nbd": "nbd", "qemu-storage-daemon": "daemon"}
 """Programs of QEMU that are one verb and nothing else."""
 
 _PROGRAM_OPTIONS = {"-h": False, "--help": False, "-V": False, "--version": False}
@@ -132,8 +127,6 @@ def _split(console: Console, words: Sequence[str]) -> tuple[str, list[str]]:
     """Answer the program's own options; return the verb and its words, or no verb when all is said."""
     if console.name in ONE_VERB:
         return ONE_VERB[console.name], list(words)
-    if console.name in ABSENT_PROGRAMS:
-        raise Failure(ABSENT_PROGRAMS[console.name])
     try:
         scan = scan_arguments(words, _PROGRAM_OPTIONS, permute=False)
     except ScanError as error:
@@ -175,8 +168,10 @@ class Terminated(BaseException):
     """The process was asked to end by SIGTERM or SIGHUP."""
 
 
-def run_loop(main: Coroutine[Any, Any, int]) -> int:
+def run_loop(main: Coroutine[Any, Any, int], *, sockets: bool = False) -> int:
     """Run a verb on an event loop; SIGTERM and SIGHUP end it as Ctrl-C does, with all cleanup.
+
+    `sockets` says that it lives from its sockets; see `loops.run`.
 
     Raises:
         Terminated: One of these signals came.
@@ -208,4 +203,4 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
                 raise Terminated from None
             raise
 
-    return loops.run(guarded())
+    return loops.run(guarded(), sockets=sockets)

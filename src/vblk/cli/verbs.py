@@ -95,6 +95,7 @@ VERBS: Final[dict[str, Entry]] = {
         "[--into ancestor] [--keep] [--force] [--dry-run] [--output=ofmt] [-t cache] [-r rate_limit] "
         "[-p] [-q] [--image-opts] [-f fmt] filename",
     ),
+    "nbd": Entry("nbd", "Serve an image to NBD clients, as qemu-nbd does.", "[options] filename"),
     "rebase": Entry(
         "rebase",
         "Give an image another parent, or none.",

@@ -14,13 +14,20 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from vblk.graph.node import Buffer, Leaf
 from vblk.units import KIB
 
+if TYPE_CHECKING:
+    from vblk.aio.tls import TlsSession
+
 BUFFERS_AT_ONCE: Final = 512
 """The most buffers of one system call, below IOV_MAX."""
+
+WIRE_AT_ONCE: Final = 64 * KIB
+"""How much is decrypted at a time, in bytes."""
 
 PENDING_LOW: Final = 512 * KIB
 """When fewer bytes wait than this, there is room again."""
@@ -73,6 +80,9 @@ class Channel:
         self._on_missing = on_missing
         self._on_lost = on_lost
         self._listener: Callable[[], None] | None = None
+        self._tls: TlsSession | None = None
+        self._plain = memoryview(b"")
+        """What was decrypted, and not taken yet."""
         self.closed = False
 
     # What comes in
@@ -85,6 +95,8 @@ class Channel:
             self._loop.remove_reader(self._socket)
         else:
             self._loop.add_reader(self._socket, listener)
+            if self._plain:
+                self._loop.call_soon(self._listen_again)
         self._listener = listener
 
     def receive_into(self, room: memoryview) -> int:
@@ -93,13 +105,67 @@ class Channel:
         Raises:
             BlockingIOError: There is nothing now.
             OSError: The connection is broken.
+            PeerError: The client breaks TLS, or is not who it has to be.
         """
-        return self._socket.recv_into(room)
+        if self._tls is None:
+            return self._socket.recv_into(room)
+        if not self._plain:
+            wire = self._socket.recv(WIRE_AT_ONCE)
+            if not wire:
+                return 0
+            try:
+                self._plain = memoryview(self._tls.receive(wire))
+            finally:
+                self._send_wire([self._tls.to_send()])
+            if not self._plain:
+                if self._tls.ended:
+                    return 0
+                raise BlockingIOError
+        count = min(len(room), len(self._plain))
+        room[:count] = self._plain[:count]
+        self._plain = self._plain[count:]
+        if self._plain:
+            self._loop.call_soon(self._listen_again)
+        return count
+
+    def _listen_again(self) -> None:
+        """Have taken what was decrypted, of which the socket says nothing."""
+        if self._listener is not None and self._plain:
+            self._listener()
+            self._loop.call_soon(self._listen_again)
+
+    # TLS
+
+    def start_tls(self, session: "TlsSession") -> None:
+        """Go on inside of TLS, with the next byte of either side."""
+        self._tls = session
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether bytes go through TLS, so that no file can be sent."""
+        return self._tls is not None
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the handshake of TLS is done."""
+        return self._tls is not None and self._tls.handshake_done
+
+    @property
+    def peer_name(self) -> str | None:
+        """Who the client has proven to be."""
+        return None if self._tls is None else self._tls.peer_name
 
     # What goes out
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Send buffers of bytes, which the caller does not change any more."""
+        if self._tls is not None:
+            for buffer in buffers:
+                self._tls.send(buffer)
+            buffers = [self._tls.to_send()]
+        self._send_wire(buffers)
+
+    def _send_wire(self, buffers: Sequence[Buffer]) -> None:
         if self.closed or not buffers:
             return
         length = sum(map(len, buffers))
@@ -241,6 +307,10 @@ class Channel:
         if self.closed:
             return
         self.listen(None)
+        if self._tls is not None and not self._queue:
+            self._tls.farewell()
+            with suppress(OSError):
+                self._socket.send(self._tls.to_send())
         self.closed = True
         if self._waits_for_room:
             self._loop.remove_writer(self._socket)

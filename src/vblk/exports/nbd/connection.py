@@ -88,7 +88,7 @@ class Connection:
         self._channel = Channel(
             sock, on_room=self._go_on, on_missing=self._read_piece, on_lost=self._leave_off
         )
-        self._handshake = ServerHandshake(server.offers)
+        self._handshake = ServerHandshake(server.offers, tls=server.tls is not None)
         self._room = memoryview(bytearray(_HANDSHAKE_ROOM))
         self._export: NbdExport | None = None
         self._session: ServerSession | None = None
@@ -115,22 +115,22 @@ class Connection:
         self.cut_off()
 
     def _shake_hands(self) -> None:
+        handshake, channel = self._handshake, self._channel
         try:
-            count = self._channel.receive_into(self._room)
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if not count:
-            self._leave_off()
-            return
-        try:
-            answer = self._handshake.receive(bytes(self._room[:count]))
+            count = self._take_into(self._room)
+            if self._ending:
+                return
+            if handshake.starting_tls and channel.is_secure:
+                self._authorize()
+                handshake.secured()
+            channel.send([handshake.receive(bytes(self._room[:count]))])
+            if handshake.starting_tls and not channel.has_tls:
+                assert self._server.tls is not None
+                channel.start_tls(self._server.tls.server_session())
         except PeerError as error:
-            self._server.report(error.message)
+            self._server.report(f"option negotiation failed: {error.message}")
             self.cut_off()
             return
-        self._channel.send([answer])
         agreement = self._handshake.agreement
         if agreement is not None:
             self._begin(ServerSession(agreement, self._handshake.rest))
@@ -138,6 +138,28 @@ class Connection:
             self._leave_off()
         elif self._channel.pending > PENDING_MAX:
             self._channel.listen(None)
+
+    def _authorize(self) -> None:
+        """Ask whether a client may come that has proven who it is.
+
+        Raises:
+            PeerError: It may not.
+        """
+        authorization, name = self._server.authorization, self._channel.peer_name
+        if authorization is not None and (name is None or not authorization.allows(name)):
+            raise PeerError(f"TLS x509 authz check for {name} is denied")
+
+    def _take_into(self, room: memoryview) -> int:
+        """Receive bytes and return how many; when the client has said its last, leave off."""
+        try:
+            count = self._channel.receive_into(room)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            count = 0
+        if not count:
+            self._leave_off()
+        return count
 
     def _begin(self, session: ServerSession) -> None:
         """Take requests from now on."""
@@ -159,16 +181,14 @@ class Connection:
             return
         assert self._session is not None
         try:
-            count = self._channel.receive_into(self._session.room())
-        except BlockingIOError:
+            count = self._take_into(self._session.room())
+        except PeerError as error:
+            self._server.report(error.message)
+            self.cut_off()
             return
-        except OSError:
-            count = 0
-        if not count:
-            self._leave_off()
-            return
-        self._session.received(count)
-        self._turn()
+        if count:
+            self._session.received(count)
+            self._turn()
 
     def _turn(self) -> None:
         """Answer what is there, as much as one turn allows."""
@@ -282,7 +302,7 @@ class Connection:
         replies = self._session.replies
         start = perf_counter_ns()
         node = export.handle.node
-        spans = node.try_resolve(offset, length)
+        spans = None if self._channel.has_tls else node.try_resolve(offset, length)
         if spans is None or not _are_cached(spans):
             data = node.try_read(offset, length) if length <= INLINE_MAX else None
             if data is None:
@@ -395,7 +415,7 @@ class Connection:
         if self._export is not None:
             self._export.connections.discard(self)
             self._export.handle.traffic.on_hold.remove(self._give_files_back)
-        self._server.forget(self)
+        self._server.forget(self, was_served=self._session is not None)
         self.ended.set_result(None)
 
     async def leave(self) -> None:

@@ -88,7 +88,7 @@ class NbdExport(Export):
     def offer(self) -> Offer:
         """Return what a client is told now."""
         flags = _READING | (_WRITING if self.writable else ExportFlag.READ_ONLY)
-        if self.multi_conn or not self.writable:
+        if self.multi_conn:
             # One handle serves all connections, so a flush of one covers what the others wrote.
             flags |= ExportFlag.CAN_MULTI_CONN
         return Offer(

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from vblk.aio.listening import address_of, listening_sockets
+from vblk.aio.tls import Authorization, TlsCredentials
 from vblk.errors import GraphError
 from vblk.exports.nbd.connection import Connection
 from vblk.exports.nbd.export import NbdExport
@@ -33,8 +34,8 @@ _PAUSE: Final = 1.0
 class NbdServer:
     """Serves exports of one graph.
 
-    `report` is told in one sentence what clients do wrong. `on_change` is called
-    after a client came or went.
+    `report` is told in one sentence what clients do wrong. `on_leave` is called when
+    a client has gone, and told whether it had chosen an export.
 
     Concurrency: belongs to one event loop's thread.
     """
@@ -43,6 +44,8 @@ class NbdServer:
         self,
         graph: Graph,
         *,
+        tls: TlsCredentials | None = None,
+        authorization: Authorization | None = None,
         max_connections: int = 100,
         handshake_limit: float = 10.0,
         report: Callable[[str], None] = lambda text: None,
@@ -51,14 +54,18 @@ class NbdServer:
 
         Args:
             graph: The graph of all exports.
+            tls: Demands TLS of every client, and proves itself by these.
+            authorization: Says which clients may come, of those who have proven who they are.
             max_connections: How many clients are served at a time; 0: any number.
             handshake_limit: Seconds that a client has to choose its export.
             report: Takes what clients do wrong.
         """
         self.graph = graph
+        self.tls = tls
+        self.authorization = authorization
         self.handshake_limit = handshake_limit
         self.report = report
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_leave: Callable[[bool], None] = lambda was_served: None
         self.addresses: list[SocketAddress] = []
         """Where it listens; a port that the system chose is filled in."""
         self._max = max_connections
@@ -148,17 +155,16 @@ class NbdServer:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._connections.add(Connection(self, client))
             self._watch()
-            self.on_change()
 
     def _end_pause(self) -> None:
         self._pause = None
         self._watch()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Connection, *, was_served: bool) -> None:
         """Note that a client is gone, and all of its requests have ended."""
         self._connections.discard(connection)
         self._watch()
-        self.on_change()
+        self.on_leave(was_served)
 
     # The end
 

@@ -117,25 +117,14 @@ class ClientHandshake:
         return _OPTION.pack(OPTION_MAGIC, Option.ABORT, 0) if self._haggling else b""
 
     def _negotiate(self) -> _Steps:
-        first, second = _GREETING.unpack((yield _GREETING.size))
-        if first != INIT_MAGIC or second not in (OPTION_MAGIC, OLDSTYLE_MAGIC):
-            raise PeerError("this is no NBD server: its first bytes are others")
         export = Export()
-        if self._tls and second == OLDSTYLE_MAGIC:
-            raise Unsupported(_NO_TLS)
-        if second == OLDSTYLE_MAGIC:
+        offered = yield from self._greeted()
+        if offered is None:
             yield from self._oldstyle(export)
             return export
-        offered = HandshakeFlag(int.from_bytes((yield 2), "big") & 3)
-        self._to_send += offered.to_bytes(4, "big")
-        if self._tls and HandshakeFlag.FIXED_NEWSTYLE not in offered:
-            raise Unsupported(_NO_TLS)
         if HandshakeFlag.FIXED_NEWSTYLE not in offered:
             yield from self._export_name_only(export, offered)
             return export
-        self._haggling = True
-        if self._tls:
-            yield from self._start_tls()
         export.extended = yield from self._agreed(Option.EXTENDED_HEADERS)
         export.structured = export.extended or (yield from self._agreed(Option.STRUCTURED_REPLY))
         if export.structured:
@@ -143,6 +132,22 @@ class ClientHandshake:
         if not (yield from self._go(export)):
             yield from self._export_name_only(export, offered)
         return export
+
+    def _greeted(self) -> Generator[int, bytes, HandshakeFlag | None]:
+        """Go up to the first option; return what the server can, or None if it is of the old style."""
+        first, second = _GREETING.unpack((yield _GREETING.size))
+        if first != INIT_MAGIC or second not in (OPTION_MAGIC, OLDSTYLE_MAGIC):
+            raise PeerError("this is no NBD server: its first bytes are others")
+        offered: HandshakeFlag | None = None
+        if second == OPTION_MAGIC:
+            offered = HandshakeFlag(int.from_bytes((yield 2), "big") & 3)
+            self._to_send += offered.to_bytes(4, "big")
+            self._haggling = HandshakeFlag.FIXED_NEWSTYLE in offered
+        if self._tls:
+            if not self._haggling:
+                raise Unsupported(_NO_TLS)
+            yield from self._start_tls()
+        return offered
 
     def _start_tls(self) -> Generator[int, bytes, None]:
         self._ask(Option.STARTTLS)
@@ -196,6 +201,14 @@ class ClientHandshake:
             answers.append((kind, data))
         raise PeerError(f"the server has more than {REPLIES_MAX} answers to option {option.value}")
 
+    def _answered(self, option: Option, data: bytes = b"") -> Generator[int, bytes, list[tuple[int, bytes]]]:
+        """Ask for an option that the server has to have; return its answers."""
+        self._ask(option, data)
+        end, answers = yield from self._answers(option)
+        if end != OptionReply.ACK:
+            raise _denied(end, option, answers[0][1])
+        return answers
+
     def _agreed(self, option: Option) -> Generator[int, bytes, bool]:
         """Ask for an option that is there or not."""
         self._ask(option)
@@ -225,11 +238,11 @@ class ClientHandshake:
             raise PeerError(f"the server was asked for the context {ALLOCATION_CONTEXT} and names others")
         return int.from_bytes(data[:4], "big")
 
-    def _go(self, export: Export) -> Generator[int, bytes, bool]:
-        """Choose the export and learn about it; False if the server does not know how."""
+    def _go(self, export: Export, option: Option = Option.GO) -> Generator[int, bytes, bool]:
+        """Choose the export, or only ask, and learn about it; False if the server does not know how."""
         wanted = struct.pack(">HH", 1, Info.BLOCK_SIZE)
-        self._ask(Option.GO, _counted(self._name) + wanted)
-        end, answers = yield from self._answers(Option.GO)
+        self._ask(option, _counted(self._name) + wanted)
+        end, answers = yield from self._answers(option)
         if end == OptionReply.ERR_UNSUP:
             return False
         if end != OptionReply.ACK:
