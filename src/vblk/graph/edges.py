@@ -82,7 +82,7 @@ class Edges:
                 self._refuse_cycle(edge)
             touched += [edge.node for edge in (*rewiring.moved, *rewiring.added, *rewiring.access)]
             touched += [edge.parent for edge in rewiring.added if edge.parent is not None]
-            inverse.access |= self._refit(touched, as_if or {})
+            inverse.access |= self._refit([*touched, *(as_if or {})], as_if or {})
         except BaseException:
             self._change(inverse)
             raise

@@ -23,6 +23,7 @@ from vblk.graph.edge import IDLE, Access, Edge, Role
 
 if TYPE_CHECKING:
     from vblk.graph.dirty_bitmap import DirtyBitmap
+    from vblk.options import NodeOptions
 
 Buffer = bytes | bytearray | memoryview
 
@@ -79,6 +80,8 @@ class Node(ABC):
         self.alignment = 1
         self.allocation_unit = 0
         self.warnings: list[str] = []
+        self.options: NodeOptions | None = None
+        """How the node was opened, where it was opened by options."""
         self.bitmaps: dict[str, DirtyBitmap] = {}
 
     def child(self, role: Role) -> "Node | None":

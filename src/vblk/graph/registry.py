@@ -88,7 +88,7 @@ class Graph:
         try:
             return self._nodes[name]
         except KeyError:
-            raise GraphError(f"Cannot find device='' nor node-name='{name}'") from None
+            raise GraphError(f"Cannot find device='{name}' nor node-name='{name}'") from None
 
     def nodes(self) -> Iterator[Node]:
         """Iterate over all nodes, the oldest first."""
