@@ -37,11 +37,16 @@ FORMATS = {
     "raw": "vblk.drivers.raw",
     "vhdx": "vblk.drivers.vhdx",
 }
-FILTERS = {"blkdebug": "vblk.filters.fault", "copy-on-read": "vblk.filters.copy_on_read"}
+FILTERS = {
+    "blkdebug": "vblk.filters.fault",
+    "copy-on-read": "vblk.filters.copy_on_read",
+    "delay": "vblk.filters.delay",
+    "throttle": "vblk.filters.throttle",
+}
 KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
-        "blklogwrites blkreplay blkverify compress preallocate quorum throttle "
+        "blklogwrites blkreplay blkverify compress preallocate quorum "
         "ftp ftps gluster http https iscsi nfs nvme rbd ssh"
     ).split()
 )

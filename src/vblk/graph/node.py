@@ -82,6 +82,7 @@ class Node(ABC):
         self.warnings: list[str] = []
         self.options: NodeOptions | None = None
         """How the node was opened, where it was opened by options."""
+        self.hurried = 0
         self.bitmaps: dict[str, DirtyBitmap] = {}
 
     def child(self, role: Role) -> "Node | None":
@@ -107,6 +108,14 @@ class Node(ABC):
     def child_left(self, edge: Edge) -> None:
         """Take note that there is no such child any more; the graph says it, with nothing in flight."""
         assert edge.name not in self.children
+
+    def hurry(self) -> None:
+        """Hold no request back, until the matching `heed`: somebody waits for what is in flight."""
+        self.hurried += 1
+
+    def heed(self) -> None:
+        """Hold requests back again, if that is what the node is for."""
+        self.hurried -= 1
 
     def require_writable(self) -> None:
         """Raise ReadOnly when this node may not be changed."""

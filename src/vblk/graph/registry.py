@@ -11,10 +11,12 @@ other, and none is cut in half by a cancellation.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import Engine
 from vblk.aio.threads import ThreadEngine
 from vblk.errors import BlockError, GraphError, NodeBusy
@@ -25,6 +27,9 @@ from vblk.graph.handle import Handle, Traffic
 from vblk.graph.node import Node
 from vblk.graph.objects import Objects
 from vblk.runtime.uninterrupted import to_the_end
+
+if TYPE_CHECKING:
+    from vblk.runtime.throttling import ThrottleGroup
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +42,19 @@ class _Drain:
     def hold(self, handle: Handle) -> None:
         handle.traffic.hold()
         self.held.append(handle.traffic)
+
+
+@contextmanager
+def _hurried(handles: Sequence[Handle]) -> Generator[None, None, None]:
+    """Let nothing below the handles hold requests back while the block waits for them."""
+    nodes = {node for handle in handles for node in reachable(handle.node)}
+    for node in nodes:
+        node.hurry()
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.heed()
 
 
 class Graph:
@@ -54,6 +72,9 @@ class Graph:
         self.objects = objects if objects is not None else Objects()
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
+        self.clock: Clock = LoopClock()
+        self.throttle_groups: dict[str, ThrottleGroup] = {}
+        self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
         self.edges = Edges()
         self._kept: set[Node] = set()
         self._handles: list[Handle] = []
@@ -71,6 +92,11 @@ class Graph:
         """Return a name for a node that the user did not name."""
         self._numbered += 1
         return f"#block{self._numbered:03d}"
+
+    def report(self, event: str, data: Mapping[str, Any]) -> None:
+        """Tell the listeners of an event."""
+        for listener in self.listeners:
+            listener(event, data)
 
     def add(self, node: Node) -> None:
         """Take a node in; it lives until its last user, or who keeps it, lets go.
@@ -206,7 +232,8 @@ class Graph:
         """
         if handle.closed:
             return
-        await handle.traffic.drain()
+        with _hurried([handle]):
+            await handle.traffic.drain()
         try:
             if handle not in self._handles:
                 return  # somebody else let go of it meanwhile
@@ -321,8 +348,9 @@ class Graph:
         self._drains.append(drain)
         try:
             self._hold_reaching(drain)
-            for traffic in drain.held:
-                await traffic.quiet()
+            with _hurried([handle for handle in self._handles if handle.traffic in drain.held]):
+                for traffic in drain.held:
+                    await traffic.quiet()
             yield
         finally:
             self._drains.remove(drain)
