@@ -39,14 +39,16 @@ FORMATS = {
 }
 FILTERS = {
     "blkdebug": "vblk.filters.fault",
+    "blkverify": "vblk.filters.blkverify",
     "copy-on-read": "vblk.filters.copy_on_read",
     "delay": "vblk.filters.delay",
+    "quorum": "vblk.filters.quorum",
     "throttle": "vblk.filters.throttle",
 }
 KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
-        "blklogwrites blkreplay blkverify compress preallocate quorum "
+        "blklogwrites blkreplay compress preallocate "
         "ftp ftps gluster http https iscsi nfs nvme rbd ssh"
     ).split()
 )

@@ -10,7 +10,6 @@ once, so that it does not wait for the limits.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vblk.errors import OptionError
 from vblk.filters.passing import PassingNode
 from vblk.graph.edge import Role
 from vblk.graph.node import Buffer, Node
@@ -85,9 +84,7 @@ async def open_node(site: Site) -> ThrottleNode:
     """
     check_children(site.options, "throttle", "file")
     options = bind(site.options.own, Options, "throttle")
-    group = site.graph.throttle_groups.get(options.throttle_group)
-    if group is None:
-        raise OptionError(f"Throttle group '{options.throttle_group}' does not exist")
+    group = site.graph.objects.throttle_group(options.throttle_group)
     file = await site.child()
     node = ThrottleNode(site.name, file, group, filename=site.filename, read_only=site.read_only)
     await site.take(node, file, "file", Role.FILTERED)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vblk.errors import Cycle, GraphError, PermissionConflict
-from vblk.graph.edge import IDLE, Access, Edge, Permission, Role
+from vblk.graph.edge import Access, Edge, Permission, Role
 from vblk.graph.node import Node
 
 DEPTH_MAX = 256
@@ -139,7 +139,7 @@ class Edges:
         """Return what a filter does with its child: what its users do, and what it says itself."""
         users = self._users.get(node)
         if not users:
-            return IDLE
+            return node.idle_access
         permissions, shared = node.own_access
         for edge in users:
             permissions |= edge.permissions

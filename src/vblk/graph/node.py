@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vblk.errors import ReadOnly, Unsupported
 from vblk.extent import Kind
-from vblk.graph.edge import IDLE, Access, Edge, Role
+from vblk.graph.edge import IDLE, Edge, Role
 
 if TYPE_CHECKING:
     from vblk.graph.dirty_bitmap import DirtyBitmap
@@ -69,8 +69,11 @@ class Node(ABC):
 
     driver: ClassVar[str]
 
-    own_access: ClassVar[Access] = IDLE
+    own_access = IDLE
     """What a filter in use does with its child, and forbids there, beyond what its users do and forbid."""
+
+    idle_access = IDLE
+    """The same of a filter without users."""
 
     def __init__(self, name: str, filename: str, *, read_only: bool) -> None:
         self.name = name

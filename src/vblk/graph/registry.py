@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import Engine
@@ -27,9 +27,6 @@ from vblk.graph.handle import Handle, Traffic
 from vblk.graph.node import Node
 from vblk.graph.objects import Objects
 from vblk.runtime.uninterrupted import to_the_end
-
-if TYPE_CHECKING:
-    from vblk.runtime.throttling import ThrottleGroup
 
 
 @dataclass(slots=True, eq=False)
@@ -61,8 +58,9 @@ class Graph:
     """A set of named nodes that belong to one event loop.
 
     `engine` runs what would block; `gate` decides which files that images name
-    may be opened; `objects` are what options refer to by ids. Close the graph, or
-    use it in `async with`: every node is closed then, parents first.
+    may be opened; `objects` are what options refer to by ids; `clock` is what
+    nodes wait on. `listeners` are told of events, under QEMU's names and with its data.
+    Close the graph, or use it in `async with`: every node is closed then, parents first.
     """
 
     def __init__(
@@ -73,7 +71,6 @@ class Graph:
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
         self.clock: Clock = LoopClock()
-        self.throttle_groups: dict[str, ThrottleGroup] = {}
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
         self.edges = Edges()
         self._kept: set[Node] = set()

@@ -13,6 +13,7 @@ reference, ThrottleLimits.
 """
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -107,14 +108,14 @@ class _Bucket:
 
     __slots__ = ("_average", "_burst", "_level", "_pace", "_pace_room", "_room", "_time")
 
-    def __init__(self, average: int, burst: int, seconds: int, now: float) -> None:
+    def __init__(self, average: int, burst: int, seconds: int) -> None:
         self._average = average
         self._burst = burst if seconds > 1 else 0
         self._room = burst * seconds if burst else average * ADVANCE
         self._pace_room = burst * ADVANCE
         self._pace = 0.0
         self._level = 0.0
-        self._time = now
+        self._time = -math.inf
 
     def wait(self, now: float) -> float:
         """Return the seconds until there is room."""
@@ -157,7 +158,6 @@ class ThrottleGroup:
     while it waits gives its place up.
     """
 
-    name: str
     clock: Clock
     limits: ThrottleLimits = field(default_factory=ThrottleLimits)
     members: list[ThrottleMember] = field(default_factory=list[ThrottleMember])
@@ -181,7 +181,7 @@ class ThrottleGroup:
             for kind, sides in (("total", (reads, writes)), ("read", (reads,)), ("write", (writes,))):
                 average, burst, seconds = limits.of(unit, kind)
                 if average:
-                    bucket = _Bucket(average, burst, seconds, self.clock.now())
+                    bucket = _Bucket(average, burst, seconds)
                     for side in sides:
                         side.append((bucket, unit == "bps"))
         self._buckets = (reads, writes)
@@ -196,8 +196,9 @@ class ThrottleGroup:
         return member
 
     def leave(self, member: ThrottleMember) -> None:
-        """End being one; nothing of the member may be waiting."""
-        self.members.remove(member)
+        """End being one; nothing of the member may be waiting. Idempotent."""
+        if member in self.members:
+            self.members.remove(member)
 
     def may_pass(self, member: ThrottleMember, *, write: bool) -> bool:
         """Tell whether a request would pass without waiting; it counts when `passed` says that it did."""
