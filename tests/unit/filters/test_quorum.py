@@ -29,7 +29,7 @@ class Children:
 
     def __init__(self, graph: Graph, count: int) -> None:
         self.nodes = [MemoryNode(f"child{number}", size=SIZE, data=CONTENT) for number in range(count)]
-        self.faulty = []
+        self.faulty: list[FaultyNode] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         for number, node in enumerate(self.nodes):
             graph.add(node)
