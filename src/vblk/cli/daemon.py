@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
+from vblk.cli.background import Readiness, fork
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import FAILURE, SUCCESS, Failure, sentence
@@ -124,7 +125,7 @@ def _run(arguments: DaemonArguments, console: Console) -> int:
         console.print(version_text(console.name))
         return SUCCESS
     with ExitStack() as stack:
-        ready = _Readiness(_fork(console) if arguments.daemonize else None)
+        ready = Readiness(fork(console) if arguments.daemonize else None)
         stack.callback(ready.close)
         log = stack.enter_context(_open_log(arguments.log)) if arguments.log not in (None, "-") else None
         return _serve(arguments, console, ready, log)
@@ -142,7 +143,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _serve(arguments: DaemonArguments, console: Console, ready: "_Readiness", log: TextIO | None) -> int:
+def _serve(arguments: DaemonArguments, console: Console, ready: Readiness, log: TextIO | None) -> int:
     from vblk.aio import loops
     from vblk.cli.daemon_run import Startup
     from vblk.monitor.log import Log
@@ -197,46 +198,6 @@ async def _set_up(startup: "Startup", arguments: DaemonArguments, console: Conso
     finally:
         interrupted.cancel()
     return True
-
-
-class _Readiness:
-    """How a daemon in the background tells who started it that everything is set up."""
-
-    def __init__(self, pipe: int | None) -> None:
-        self._pipe = pipe
-
-    def tell(self) -> None:
-        """Say so, and let go of the terminal."""
-        if self._pipe is None:
-            return
-        with open(os.devnull, "r+b", buffering=0) as null:
-            for descriptor in (0, 1, 2):
-                os.dup2(null.fileno(), descriptor)
-        os.write(self._pipe, b"\0")
-        self.close()
-
-    def close(self) -> None:
-        """Close the pipe: without a word before, that says that it failed."""
-        if self._pipe is not None:
-            os.close(self._pipe)
-            self._pipe = None
-
-
-def _fork(console: Console) -> int:
-    """Go on in a child of its own session; the parent ends as soon as it knows how that went.
-
-    Returns: the end of a pipe into which the child tells that it is ready.
-    """
-    reading, writing = os.pipe()
-    console.out.flush()
-    console.err.flush()
-    if os.fork():
-        os.close(writing)
-        said = os.read(reading, 1)
-        os._exit(SUCCESS if said else FAILURE)
-    os.close(reading)
-    os.setsid()
-    return writing
 
 
 VERB = DaemonVerb(

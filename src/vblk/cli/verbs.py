@@ -95,6 +95,12 @@ VERBS: Final[dict[str, Entry]] = {
         "[--into ancestor] [--keep] [--force] [--dry-run] [--output=ofmt] [-t cache] [-r rate_limit] "
         "[-p] [-q] [--image-opts] [-f fmt] filename",
     ),
+    "mount": Entry(
+        "mount",
+        "Show the disk in an image as a file in a folder.",
+        "[--rw] [--name name] [--allow-other] [--fork] [--metrics addr] [-t cache] "
+        f"{COMMON} filename directory",
+    ),
     "nbd": Entry("nbd", "Serve an image to NBD clients, as qemu-nbd does.", "[options] filename"),
     "rebase": Entry(
         "rebase",

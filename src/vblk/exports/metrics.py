@@ -12,11 +12,12 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from vblk.errors import OptionError, StorageError
+from vblk.exports.export import Export
 from vblk.graph.statistics import Measured, prometheus_text
 
 CONNECTIONS_MAX: Final = 16
@@ -106,6 +107,31 @@ class MetricsServer:
             return _response("404 Not Found")
         body = prometheus_text(self._measure()).encode()
         return _response("200 OK", f"Content-Type: {CONTENT_TYPE}\r\n", body, head_only=words[0] == b"HEAD")
+
+
+@asynccontextmanager
+async def serving_metrics(
+    address: str | None, exports: Callable[[], Iterable[Export]]
+) -> AsyncGenerator[None]:
+    """Tell, while the block runs, what the exports of that moment were asked for; without address nothing.
+
+    Raises as `MetricsServer.listen`.
+    """
+    if address is None:
+        yield
+        return
+    server = MetricsServer(lambda: [measured(export) for export in exports() if not export.handle.closed])
+    await server.listen(address)
+    try:
+        yield
+    finally:
+        await server.close()
+
+
+def measured(export: Export) -> Measured:
+    """Return what an export was asked for, with the labels that tell it apart."""
+    labels = {"export": export.id, "node": export.handle.node.name, "type": export.type}
+    return Measured("export", labels, export.statistics)
 
 
 def _response(status: str, fields: str = "", body: bytes = b"", *, head_only: bool = False) -> bytes:

@@ -12,7 +12,8 @@ Source: the answers of qemu-storage-daemon 7.2.
 import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast, get_args, get_origin
+from types import UnionType
+from typing import Any, Final, TypeVar, cast, get_args, get_origin, overload
 
 from vblk.errors import OptionError
 from vblk.monitor.reflection import alternatives, choices_of, is_object, members_of, tag_of
@@ -35,10 +36,13 @@ _EXPECTED: Final = {
     bool: "'on' or 'off'",
 }
 _INTEGERS: Final = range(-(1 << 63), 1 << 63)
-_SIZES: Final = range(1 << 64)
 
 
-def read_arguments(value: Mapping[str, Any], kind: type[T], *, texts: bool = False) -> T:
+@overload
+def read_arguments(value: Mapping[str, Any], kind: type[T], *, texts: bool = False) -> T: ...
+@overload
+def read_arguments(value: Mapping[str, Any], kind: UnionType, *, texts: bool = False) -> Any: ...
+def read_arguments(value: Mapping[str, Any], kind: Any, *, texts: bool = False) -> Any:
     """Return the Struct `kind`, or the case of a union of Structs, that an object describes.
 
     With `texts` every value is a text, as on a command line.
@@ -46,7 +50,7 @@ def read_arguments(value: Mapping[str, Any], kind: type[T], *, texts: bool = Fal
     Raises:
         QmpError: The first member that is missing, unexpected, or of the wrong type.
     """
-    return cast("T", Reader(texts).value(value, kind, ""))
+    return Reader(texts).value(value, kind, "")
 
 
 class Reader:
@@ -101,20 +105,9 @@ class Reader:
         if choices is not None:
             chosen = self.choice(value, choices, name)
             return kind(chosen) if isinstance(kind, type) and issubclass(kind, enum.Enum) else chosen
-        cases = alternatives(kind)
-        if str in cases and len(cases) > 1:
-            return self._alternate(value, cases[cases.index(str) - 1], name)
-        if any(is_object(case) for case in cases):
+        if is_object(alternatives(kind)[0]):
             return self.object(value, kind, name)
         return self._text(value, kind, name) if self.texts else self._scalar(value, kind, name)
-
-    def _alternate(self, value: Any, kind: Any, name: str) -> Any:
-        """Read a text that stands for an object, or the object."""
-        if isinstance(value, str):
-            return value
-        if not isinstance(value, dict):
-            raise wrong_type("null" if name.endswith("]") else name, kind.alternate)
-        return self.object(value, kind, name)
 
     def _items(self, value: Any, kind: Any, name: str) -> list[Any]:
         items = self.items(value, name)
@@ -143,7 +136,7 @@ class Reader:
         right = isinstance(value, plain) and isinstance(value, bool) == (plain is bool)
         if plain is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if not right or (plain is int and value not in (_SIZES if kind is Size else _INTEGERS)):
+        if not right or (plain is int and value not in _INTEGERS):
             raise wrong_type(name, _NAMES[kind])
         return value
 

@@ -9,6 +9,7 @@ Ordering rule: an export is in the daemon's table before a client can find it.
 import re
 
 from vblk.exports.export import Export
+from vblk.exports.fuse import FuseExport
 from vblk.exports.nbd import NamedBitmap, NbdExport, NbdServer
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import READING, Permission
@@ -21,6 +22,7 @@ from vblk.monitor.schema import (
     ExportInfo,
     ExportOptions,
     FdAddressOf,
+    FuseExportOptions,
     InetAddressOf,
     InetLegacy,
     InetSocket,
@@ -116,7 +118,7 @@ async def nbd_server_stop(daemon: Daemon) -> None:
 @TABLE.command("nbd-server-add")
 async def nbd_server_add(daemon: Daemon, arguments: NbdServerAdd) -> None:
     """Export a node over NBD, in the older way: read-only if the node is."""
-    node = daemon.find_either(arguments.device)
+    node = _find_either(daemon, arguments.device)
     name = arguments.name if arguments.name is not None else arguments.device
     options = NbdExportOptions(
         id=name,
@@ -127,6 +129,13 @@ async def nbd_server_add(daemon: Daemon, arguments: NbdServerAdd) -> None:
         bitmaps=[] if arguments.bitmap is None else [arguments.bitmap],
     )
     await _add(daemon, node, options)
+
+
+def _find_either(daemon: Daemon, name: str) -> Node:
+    for node in daemon.graph.nodes():
+        if node.name == name:
+            return node
+    raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
 
 
 @TABLE.command("block-export-add")
@@ -140,9 +149,12 @@ async def block_export_add(daemon: Daemon, arguments: ExportOptions) -> None:
     await _add(daemon, node, arguments)
 
 
-async def _add(daemon: Daemon, node: Node, options: NbdExportOptions) -> None:
+async def _add(daemon: Daemon, node: Node, options: ExportOptions) -> None:
     if options.id in daemon.exports:
         raise QmpError(f"Block export id '{options.id}' is already in use")
+    if isinstance(options, FuseExportOptions):
+        await _add_fuse(daemon, node, options)
+        return
     server = daemon.nbd_server
     if server is None:
         raise QmpError("NBD server not running")
@@ -166,6 +178,28 @@ async def _add(daemon: Daemon, node: Node, options: NbdExportOptions) -> None:
         await daemon.graph.release(handle)
         raise
     await export.start()
+
+
+async def _add_fuse(daemon: Daemon, node: Node, options: FuseExportOptions) -> None:
+    permissions = READING
+    if options.writable:
+        permissions |= Permission.WRITE | (Permission.RESIZE if options.growable else Permission.NONE)
+    handle = daemon.graph.hold(node, f"export '{options.id}'", permissions)
+    try:
+        export = FuseExport(
+            options.id,
+            daemon.graph,
+            handle,
+            mountpoint=options.mountpoint,
+            writable=options.writable,
+            growable=options.growable,
+            allow_other=options.allow_other,
+        )
+        await export.start()
+    except BaseException:
+        await daemon.graph.release(handle)
+        raise
+    daemon.add_export(export)
 
 
 def _find_bitmap(node: Node, name: str) -> DirtyBitmap:
