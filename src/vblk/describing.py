@@ -11,6 +11,10 @@ from typing import Any, NamedTuple, cast
 
 from vblk.graph.edge import Role
 from vblk.graph.node import Leaf, Node
+from vblk.units import align_up
+
+SECTOR = 512
+"""Bytes: a disk is whole sectors long, also where a file is not."""
 
 SECOND = 1_000_000_000
 """Nanoseconds."""
@@ -26,7 +30,7 @@ async def describe_image(node: Node) -> dict[str, Any]:
         report["snapshots"] = snapshots
     if backing is not None and backing.format is not None:
         report["backing-filename-format"] = backing.format
-    report["virtual-size"] = node.size
+    report["virtual-size"] = align_up(node.size, SECTOR)
     report["filename"] = node.filename
     if "block-size" in specific:
         report["cluster-size"] = specific["block-size"]

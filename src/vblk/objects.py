@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from vblk.aio.clock import LoopClock
 from vblk.errors import OptionError, Unsupported
 from vblk.graph.objects import Objects
 from vblk.options.binding import bind_object
 from vblk.options.keyval import split_pairs
 from vblk.options.model import Scalar
+from vblk.runtime.throttling import ThrottleGroup, ThrottleLimits
 
 SECRET_MAX: Final = 8 << 20
 """The longest secret, in bytes, as cryptsetup has it for key files."""
@@ -94,6 +96,13 @@ class AuthzList:
         return self.policy == "allow"
 
 
+@dataclass(slots=True)
+class Throttling:
+    """The options of `throttle-group`: limits that nodes share."""
+
+    limits: ThrottleLimits = field(default_factory=ThrottleLimits)
+
+
 def read_object_text(text: str) -> dict[str, Any]:
     """Return the options that `--object` was given: JSON, or names and values.
 
@@ -131,6 +140,8 @@ def add_object(objects: Objects, values: Mapping[str, Scalar], *, strict: bool =
         raise OptionError(f"Parameter 'qom-type' does not accept value '{kind}'")
     if not isinstance(id, str):
         raise OptionError("Parameter 'id' is missing")
+    if kind == "throttle-group":  # which has two names for each limit
+        own = {f"limits.{name[2:]}" if name.startswith("x-") else name: value for name, value in own.items()}
     struct, make = _KINDS[kind]
     objects.add(id, make(bind_object(own, struct, strict=strict), objects))
 
@@ -192,6 +203,10 @@ def _tls_psk(options: TlsPsk, _: Objects) -> object:
     )
 
 
+def _throttle_group(options: Throttling, _: Objects) -> object:
+    return ThrottleGroup(LoopClock(), options.limits)
+
+
 def _itself(options: object, _: Objects) -> object:
     return options
 
@@ -200,6 +215,7 @@ _KINDS: Final[dict[str, tuple[type[Any], Callable[[Any, Objects], object]]]] = {
     "secret": (Secret, _secret),
     "tls-creds-x509": (TlsX509, _tls_x509),
     "tls-creds-psk": (TlsPsk, _tls_psk),
+    "throttle-group": (Throttling, _throttle_group),
     "authz-simple": (AuthzSimple, _itself),
     "authz-list": (AuthzList, _itself),
 }
@@ -208,7 +224,7 @@ _ELSEWHERE: Final = frozenset(
     (
         "authz-listfile authz-pam can-bus colo-compare cryptodev-backend-builtin iothread main-loop "
         "memory-backend-file memory-backend-memfd memory-backend-ram pr-manager-helper qtest rng-builtin "
-        "rng-random secret_keyring throttle-group tls-cipher-suites tls-creds-anon x-remote-object"
+        "rng-random secret_keyring tls-cipher-suites tls-creds-anon x-remote-object"
     ).split()
 )
 """Kinds of object that QEMU has."""

@@ -37,11 +37,18 @@ FORMATS = {
     "raw": "vblk.drivers.raw",
     "vhdx": "vblk.drivers.vhdx",
 }
-FILTERS = {"blkdebug": "vblk.filters.fault", "copy-on-read": "vblk.filters.copy_on_read"}
+FILTERS = {
+    "blkdebug": "vblk.filters.fault",
+    "blkverify": "vblk.filters.blkverify",
+    "copy-on-read": "vblk.filters.copy_on_read",
+    "delay": "vblk.filters.delay",
+    "quorum": "vblk.filters.quorum",
+    "throttle": "vblk.filters.throttle",
+}
 KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
-        "blklogwrites blkreplay blkverify compress preallocate quorum throttle "
+        "blklogwrites blkreplay compress preallocate "
         "ftp ftps gluster http https iscsi nfs nvme rbd ssh"
     ).split()
 )
@@ -179,11 +186,12 @@ async def _open_driver(
     driver = options.driver
     assert driver is not None
     module_name = PROTOCOLS.get(driver) or FORMATS.get(driver) or FILTERS.get(driver)
+    filename = filename or to_filename(_spelled_out(graph, options))
     if module_name is None:
         if driver in KNOWN_ELSEWHERE:
             raise Unsupported(
                 f"the driver '{driver}' is not supported in this version of vblk",
-                filename=filename or to_filename(options),
+                filename=filename,
             )
         raise OptionError(f"Unknown driver '{driver}'")
     read_only = _for_child(request, options).read_only
@@ -197,7 +205,7 @@ async def _open_driver(
         request,
         open_child,
         options.node_name or graph.unique_name(),
-        filename or to_filename(options),
+        filename,
         read_only,
         READING if read_only else WRITING,
         SHARED_BY_READER if read_only else SHARED_BY_WRITER,
@@ -205,10 +213,22 @@ async def _open_driver(
     )
     opener: Callable[[Site], Awaitable[Node]] = import_module(module_name).open_node
     try:
-        return await opener(site)
+        node = await opener(site)
     except BaseException:
         await site.abandon()
         raise
+    node.options = options
+    return node
+
+
+def _spelled_out(graph: Graph, options: NodeOptions) -> NodeOptions:
+    """Return options with those of the nodes that they refer to, for a name that says everything."""
+    found = {node.name: node.options for node in graph.nodes()}
+    children: dict[str, NodeOptions | NodeReference | None] = {}
+    for name, child in options.children.items():
+        described = found.get(child.name) if isinstance(child, NodeReference) else None
+        children[name] = child if described is None else _spelled_out(graph, described)
+    return replace(options, children=children)
 
 
 def _local_driver(options: NodeOptions) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from tests.support.manual_clock import EagerClock
 from tests.support.nbd import Server, nbdkit, qemu_nbd
 from tests.support.vhdx.chain import Chain
 from tests.support.vhdx.image import Block, State, Vhdx
@@ -30,6 +31,7 @@ from vblk.graph.site import Request
 from vblk.opening import open_node
 from vblk.options import from_mapping
 from vblk.protocols.memory import MemoryNode
+from vblk.runtime.throttling import ThrottleGroup, ThrottleLimits
 from vblk.testing import Factory, FaultPlan, FaultyNode, PassingNode, ReluctantNode, Subject
 
 KIB = 1 << 10
@@ -332,6 +334,37 @@ def _blkdebug(**options: Any) -> Builder:
     return build
 
 
+def _filter(**options: Any) -> Builder:
+    async def build(bench: Bench) -> Made:
+        below = await _raw(_SIZE)(bench)
+        bench.graph.clock = EagerClock()
+        limits = ThrottleLimits(bps_total=MIB, iops_write=50)
+        bench.graph.objects.add("group", ThrottleGroup(bench.graph.clock, limits))
+        return Made(await bench.open({**options, "file": below.node.name}), below.content)
+
+    return build
+
+
+def _copies(*names: str, **options: Any) -> Builder:
+    async def build(bench: Bench) -> Made:
+        content = content_of(_SIZE)
+        children: dict[str, str] = {}
+        for number, name in enumerate(names):
+            node = MemoryNode(f"copy{number}", size=_SIZE, data=content)
+            bench.graph.add(node)
+            below: Node = node
+            if bench.below_seed is not None:
+                below = ReluctantNode(f"slow{number}", node, bench.below_seed + number)
+                below.put_over(bench.graph)
+            children[name] = below.name
+        return Made(await bench.open({**options, **children}), content, resizable=False)
+
+    return build
+
+
+_QUORUM = ("children.0", "children.1", "children.2")
+
+
 async def _copy_on_read(bench: Bench) -> Made:
     overlay = await _snapshot(bench)
     node = await copy_on_read.put_over(bench.graph, overlay.node)
@@ -399,6 +432,13 @@ BUILDERS: dict[str, Builder] = {
     "blkdebug": _blkdebug(),
     "blkdebug-aligned": _blkdebug(align=4096),
     "copy-on-read": _copy_on_read,
+    "throttle": _filter(**{"driver": "throttle", "throttle-group": "group"}),
+    "delay": _filter(
+        **{"driver": "delay", "read-latency-ns": 1, "write-latency-ns": 2, "flush-latency-ns": 3}
+    ),
+    "blkverify": _copies("raw", "test", driver="blkverify"),
+    "quorum": _copies(*_QUORUM, **{"driver": "quorum", "vote-threshold": 2, "rewrite-corrupted": True}),
+    "quorum-fifo": _copies(*_QUORUM, **{"driver": "quorum", "vote-threshold": 3, "read-pattern": "fifo"}),
     "snapshot": _snapshot,
     "snapshot-of-chain": _snapshot_of_chain,
     "passing": _passing,

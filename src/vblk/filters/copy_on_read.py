@@ -40,9 +40,7 @@ class CopyOnReadNode(Filter):
     """
 
     driver: ClassVar[str] = "copy-on-read"
-    own_access: ClassVar[Access] = Access(
-        Permission.WRITE_UNCHANGED, Permission.ALL & ~(Permission.WRITE | Permission.RESIZE)
-    )
+    own_access = Access(Permission.WRITE_UNCHANGED, Permission.ALL & ~(Permission.WRITE | Permission.RESIZE))
     """A write that passes it by could be overwritten with what was read before."""
 
     def __init__(self, name: str, filename: str, *, file: Node) -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from vblk.errors import BlockError, Misaligned, OptionError, Unsupported
 from vblk.extent import Kind
 from vblk.filters.events import Event, EventListener, InjectedError
-from vblk.filters.fault_options import Chance, Options, check_options, rules_of, with_config
+from vblk.filters.fault_options import Chance, Options, access_of, check_options, rules_of, with_config
 from vblk.filters.fault_rules import IoType, Rules
 from vblk.graph.alignment import PIECE_MAX, Aligner, Moment, whole_blocks
 from vblk.graph.edge import Edge, Role
@@ -58,6 +58,7 @@ class FaultNode(Filter, EventListener):
         self._rules = rules
         self._chance = chance
         self._limits = options
+        self.own_access = self.idle_access = access_of(options)
         self.alignment = max(1, options.align, file.alignment)
         self._aligner = (
             Aligner(self, options.align, hook=self._at_moment, overtaking=True) if options.align > 1 else None
@@ -328,9 +329,6 @@ async def open_node(site: Site) -> FaultNode:
     """Open the image under the key `image` and put the filter on it."""
     check_children(site.options, "blkdebug", "image")
     own = await with_config(site, site.options.own)
-    for name in own:
-        if name.startswith(("take-child-perms", "unshare-child-perms")):
-            raise OptionError(f"blkdebug's option '{name}' is not supported: permissions follow from the use")
     options = bind(own, Options, "blkdebug")
     check_options(options)
     rules = rules_of(options)

@@ -4,8 +4,9 @@ Owns: the options of the driver, their checks, and the configuration file that
 may stand behind them. It knows no request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vblk.errors import OptionError
 from vblk.filters.events import Event
@@ -23,11 +24,14 @@ from vblk.filters.fault_rules import (
     types_named,
 )
 from vblk.graph.alignment import PIECE_MAX
+from vblk.graph.edge import Access, Permission
 from vblk.graph.site import Site
 from vblk.options import Scalar, Size, parse_number
 from vblk.units import is_power_of_two
 
 NO_LIMIT = Size(0)
+
+BlockPermission = Literal["consistent-read", "write", "write-unchanged", "resize"]
 
 
 @dataclass(slots=True)
@@ -59,7 +63,9 @@ class Options:
     Parts of zero-writes and discards that are no whole `opt_write_zero` or
     `opt_discard` are written out, or left as they are. `random_rate` is the
     share of requests, 0 to 1, that fail with `random_errno`; `random_seed`
-    makes the same ones fail again.
+    makes the same ones fail again. `take_child_perms` are permissions that the node
+    takes on its child whoever uses it, `unshare_child_perms` those that it forbids to
+    others.
     """
 
     config: str | None = None
@@ -71,6 +77,8 @@ class Options:
     max_discard: Size = NO_LIMIT
     inject_error: list[InjectError] = field(default_factory=list[InjectError])
     set_state: list[SetState] = field(default_factory=list[SetState])
+    take_child_perms: list[BlockPermission] = field(default_factory=list[BlockPermission])
+    unshare_child_perms: list[BlockPermission] = field(default_factory=list[BlockPermission])
     random_rate: float = 0.0
     random_seed: int = 0
     random_errno: int = 5
@@ -115,6 +123,19 @@ def check_options(options: Options) -> None:
     check_constraints(max(block, options.opt_discard), [("max-discard", options.max_discard)])
     if not 0 <= options.random_rate <= 1:
         raise OptionError(f"random-rate must be 0 to 1, not {options.random_rate}")
+
+
+def access_of(options: Options) -> Access:
+    """Return what the node does with its child and forbids there for its own sake."""
+    forbidden = _permissions(options.unshare_child_perms)
+    return Access(_permissions(options.take_child_perms), Permission.ALL & ~forbidden)
+
+
+def _permissions(names: Sequence[BlockPermission]) -> Permission:
+    found = Permission.NONE
+    for name in names:
+        found |= Permission[name.upper().replace("-", "_")]
+    return found
 
 
 def rules_of(options: Options) -> Rules:

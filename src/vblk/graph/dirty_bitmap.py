@@ -136,8 +136,8 @@ class DirtyBitmap:
         """
         if other.size != self.size:
             raise GraphError(
-                f"Bitmaps are of different sizes (destination size is {self.size}"
-                f" and source size is {other.size}) and can't be merged"
+                f"Bitmaps are of different sizes (destination size is {self.size},"
+                f" source size is {other.size}) and can't be merged"
             )
         if other.granularity == self.granularity:
             self.give_back(other.marks())

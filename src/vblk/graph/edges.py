@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vblk.errors import Cycle, GraphError, PermissionConflict
-from vblk.graph.edge import IDLE, Access, Edge, Permission, Role
+from vblk.graph.edge import Access, Edge, Permission, Role
 from vblk.graph.node import Node
 
 DEPTH_MAX = 256
@@ -82,7 +82,7 @@ class Edges:
                 self._refuse_cycle(edge)
             touched += [edge.node for edge in (*rewiring.moved, *rewiring.added, *rewiring.access)]
             touched += [edge.parent for edge in rewiring.added if edge.parent is not None]
-            inverse.access |= self._refit(touched, as_if or {})
+            inverse.access |= self._refit([*touched, *(as_if or {})], as_if or {})
         except BaseException:
             self._change(inverse)
             raise
@@ -139,7 +139,7 @@ class Edges:
         """Return what a filter does with its child: what its users do, and what it says itself."""
         users = self._users.get(node)
         if not users:
-            return IDLE
+            return node.idle_access
         permissions, shared = node.own_access
         for edge in users:
             permissions |= edge.permissions

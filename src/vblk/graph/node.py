@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vblk.errors import ReadOnly, Unsupported
 from vblk.extent import Kind
-from vblk.graph.edge import IDLE, Access, Edge, Role
+from vblk.graph.edge import IDLE, Edge, Role
 
 if TYPE_CHECKING:
     from vblk.graph.dirty_bitmap import DirtyBitmap
+    from vblk.options import NodeOptions
 
 Buffer = bytes | bytearray | memoryview
 
@@ -68,8 +69,11 @@ class Node(ABC):
 
     driver: ClassVar[str]
 
-    own_access: ClassVar[Access] = IDLE
+    own_access = IDLE
     """What a filter in use does with its child, and forbids there, beyond what its users do and forbid."""
+
+    idle_access = IDLE
+    """The same of a filter without users."""
 
     def __init__(self, name: str, filename: str, *, read_only: bool) -> None:
         self.name = name
@@ -79,6 +83,9 @@ class Node(ABC):
         self.alignment = 1
         self.allocation_unit = 0
         self.warnings: list[str] = []
+        self.options: NodeOptions | None = None
+        """How the node was opened, where it was opened by options."""
+        self.hurried = 0
         self.bitmaps: dict[str, DirtyBitmap] = {}
 
     def child(self, role: Role) -> "Node | None":
@@ -104,6 +111,14 @@ class Node(ABC):
     def child_left(self, edge: Edge) -> None:
         """Take note that there is no such child any more; the graph says it, with nothing in flight."""
         assert edge.name not in self.children
+
+    def hurry(self) -> None:
+        """Hold no request back, until the matching `heed`: somebody waits for what is in flight."""
+        self.hurried += 1
+
+    def heed(self) -> None:
+        """Hold requests back again, if that is what the node is for."""
+        self.hurried -= 1
 
     def require_writable(self) -> None:
         """Raise ReadOnly when this node may not be changed."""

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 from vblk.aio.tls import Authorization, Endpoint, TlsCredentials
 from vblk.errors import OptionError
+from vblk.runtime.throttling import ThrottleGroup
 
 T = TypeVar("T")
 
@@ -49,10 +50,13 @@ class Objects:
         """Forget an object and return it; whoever found it before keeps it.
 
         Raises:
-            OptionError: There is none of this id.
+            OptionError: There is none of this id, or nodes share it.
         """
         if id not in self._by_id:
             raise OptionError(f"object '{id}' not found")
+        found = self._by_id[id]
+        if isinstance(found, ThrottleGroup) and found.members:
+            raise OptionError(f"object '{id}' is in use, can not be deleted")
         return self._by_id.pop(id)
 
     def secret(self, id: str) -> bytes:
@@ -64,6 +68,17 @@ class Objects:
         found = self._by_id.get(id)
         if not isinstance(found, bytes):
             raise OptionError(f"No secret with id '{id}'")
+        return found
+
+    def throttle_group(self, id: str) -> ThrottleGroup:
+        """Return limits that nodes share.
+
+        Raises:
+            OptionError: There are none of this id.
+        """
+        found = self._by_id.get(id)
+        if not isinstance(found, ThrottleGroup):
+            raise OptionError(f"Throttle group '{id}' does not exist")
         return found
 
     def credentials(self, id: str, endpoint: Endpoint) -> TlsCredentials:

@@ -11,10 +11,12 @@ other, and none is cut in half by a cancellation.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import Engine
 from vblk.aio.threads import ThreadEngine
 from vblk.errors import BlockError, GraphError, NodeBusy
@@ -39,12 +41,26 @@ class _Drain:
         self.held.append(handle.traffic)
 
 
+@contextmanager
+def _hurried(handles: Sequence[Handle]) -> Generator[None, None, None]:
+    """Let nothing below the handles hold requests back while the block waits for them."""
+    nodes = {node for handle in handles for node in reachable(handle.node)}
+    for node in nodes:
+        node.hurry()
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.heed()
+
+
 class Graph:
     """A set of named nodes that belong to one event loop.
 
     `engine` runs what would block; `gate` decides which files that images name
-    may be opened; `objects` are what options refer to by ids. Close the graph, or
-    use it in `async with`: every node is closed then, parents first.
+    may be opened; `objects` are what options refer to by ids; `clock` is what
+    nodes wait on. `listeners` are told of events, under QEMU's names and with its data.
+    Close the graph, or use it in `async with`: every node is closed then, parents first.
     """
 
     def __init__(
@@ -54,6 +70,8 @@ class Graph:
         self.objects = objects if objects is not None else Objects()
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
+        self.clock: Clock = LoopClock()
+        self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
         self.edges = Edges()
         self._kept: set[Node] = set()
         self._handles: list[Handle] = []
@@ -72,6 +90,11 @@ class Graph:
         self._numbered += 1
         return f"#block{self._numbered:03d}"
 
+    def report(self, event: str, data: Mapping[str, Any]) -> None:
+        """Tell the listeners of an event."""
+        for listener in self.listeners:
+            listener(event, data)
+
     def add(self, node: Node) -> None:
         """Take a node in; it lives until its last user, or who keeps it, lets go.
 
@@ -88,7 +111,7 @@ class Graph:
         try:
             return self._nodes[name]
         except KeyError:
-            raise GraphError(f"Cannot find device='' nor node-name='{name}'") from None
+            raise GraphError(f"Cannot find device='{name}' nor node-name='{name}'") from None
 
     def nodes(self) -> Iterator[Node]:
         """Iterate over all nodes, the oldest first."""
@@ -206,7 +229,8 @@ class Graph:
         """
         if handle.closed:
             return
-        await handle.traffic.drain()
+        with _hurried([handle]):
+            await handle.traffic.drain()
         try:
             if handle not in self._handles:
                 return  # somebody else let go of it meanwhile
@@ -321,8 +345,9 @@ class Graph:
         self._drains.append(drain)
         try:
             self._hold_reaching(drain)
-            for traffic in drain.held:
-                await traffic.quiet()
+            with _hurried([handle for handle in self._handles if handle.traffic in drain.held]):
+                for traffic in drain.held:
+                    await traffic.quiet()
             yield
         finally:
             self._drains.remove(drain)

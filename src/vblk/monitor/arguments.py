@@ -36,6 +36,7 @@ _EXPECTED: Final = {
     bool: "'on' or 'off'",
 }
 _INTEGERS: Final = range(-(1 << 63), 1 << 63)
+_SIZES: Final = range(1 << 64)
 
 
 @overload
@@ -105,9 +106,20 @@ class Reader:
         if choices is not None:
             chosen = self.choice(value, choices, name)
             return kind(chosen) if isinstance(kind, type) and issubclass(kind, enum.Enum) else chosen
-        if is_object(alternatives(kind)[0]):
+        cases = alternatives(kind)
+        if str in cases and len(cases) > 1:
+            return self._alternate(value, cases[cases.index(str) - 1], name)
+        if any(is_object(case) for case in cases):
             return self.object(value, kind, name)
         return self._text(value, kind, name) if self.texts else self._scalar(value, kind, name)
+
+    def _alternate(self, value: Any, kind: Any, name: str) -> Any:
+        """Read a text that stands for an object, or the object."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, dict):
+            raise wrong_type("null" if name.endswith("]") else name, kind.alternate)
+        return self.object(value, kind, name)
 
     def _items(self, value: Any, kind: Any, name: str) -> list[Any]:
         items = self.items(value, name)
@@ -136,7 +148,7 @@ class Reader:
         right = isinstance(value, plain) and isinstance(value, bool) == (plain is bool)
         if plain is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if not right or (plain is int and value not in _INTEGERS):
+        if not right or (plain is int and value not in (_SIZES if kind is Size else _INTEGERS)):
             raise wrong_type(name, _NAMES[kind])
         return value
 

@@ -67,6 +67,17 @@ class Daemon:
         if job.status is Status.NULL:
             self.jobs.pop(job.id, None)
 
+    def find_either(self, name: str) -> Node:
+        """Return the node that a command names by a device's name or a node's.
+
+        Raises:
+            GraphError: There is no such node.
+        """
+        for node in self.graph.nodes():
+            if node.name == name:
+                return node
+        raise GraphError(f"Cannot find device='{name}' nor node-name='{name}'")
+
     def find_device(self, device: str | None, node_name: str | None) -> Node:
         """Return the node that a command names by one of two members.
 
@@ -84,13 +95,21 @@ class Daemon:
         Raises:
             BlockError: It does not open.
         """
-        for name in _names_in(options):
-            if any(node.name == name for node in self.graph.nodes()):
-                raise GraphError(f"Duplicate nodes with node-name='{name}'")
-        node = await open_node(self.graph, hand_down(options), Request(read_only=False))
+        node = await self.open_node(options)
         self.graph.keep(node)
         self.log.say("node-added", node=node.name, driver=node.driver, filename=node.filename)
         return node
+
+    async def open_node(self, options: NodeOptions) -> Node:
+        """Open a node, which nobody uses or keeps yet.
+
+        Raises:
+            BlockError: It does not open.
+        """
+        for name in _names_in(options):
+            if any(node.name == name for node in self.graph.nodes()):
+                raise GraphError(f"Duplicate nodes with node-name='{name}'")
+        return await open_node(self.graph, hand_down(options), Request(read_only=False))
 
     async def delete_node(self, node: Node) -> None:
         """Close a node that was added, and that nobody uses.

@@ -8,7 +8,7 @@ Reference Manual", version 7.2.
 """
 
 import enum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from msgspec import Struct, field
 
@@ -267,3 +267,110 @@ class ExportInfo(Object):
     type: str
     node_name: str
     shutting_down: bool
+
+
+class BitmapName(Object):
+    """A bitmap of a node."""
+
+    node: str
+    name: str
+
+
+class BitmapOfNode(BitmapName):
+    """A bitmap, and whose it is."""
+
+    alternate: ClassVar[str] = "BlockDirtyBitmapOrStr"
+
+
+class BitmapAdd(BitmapName):
+    """The arguments of `block-dirty-bitmap-add`."""
+
+    granularity: int | None = None
+    persistent: bool | None = None
+    disabled: bool | None = None
+
+
+class BitmapMerge(Object):
+    """The arguments of `block-dirty-bitmap-merge`."""
+
+    node: str
+    target: str
+    bitmaps: list[str | BitmapOfNode]
+
+
+class Snapshot(Object):
+    """The arguments of `blockdev-snapshot`."""
+
+    node: str
+    overlay: str
+
+
+class NewImageMode(enum.Enum):
+    """Whether a snapshot's image is there already."""
+
+    EXISTING = "existing"
+    ABSOLUTE_PATHS = "absolute-paths"
+
+
+class SnapshotSync(Object, kw_only=True):
+    """The arguments of `blockdev-snapshot-sync`."""
+
+    device: str | None = None
+    node_name: str | None = None
+    snapshot_file: str
+    snapshot_node_name: str | None = None
+    format: str = "qcow2"
+    mode: NewImageMode = NewImageMode.ABSOLUTE_PATHS
+
+
+class InsertFilter(Object):
+    """The arguments of `blockdev-insert`: `filter` stands on `node` already, and has no user."""
+
+    node: str
+    filter: str
+
+
+class RemoveFilter(Object):
+    """The arguments of `blockdev-remove`."""
+
+    filter: str
+
+
+class ChangeChild(Object):
+    """The arguments of `x-blockdev-change`: the child of a quorum that goes, or the node that comes."""
+
+    parent: str
+    child: str | None = None
+    node: str | None = None
+
+
+class BlockStats(Object):
+    """What was asked of a node."""
+
+    node_name: str
+    stats: dict[str, Any]
+    parent: dict[str, Any] | None = None
+
+
+class QueryNodes(Object):
+    """The arguments of `query-blockstats`."""
+
+    query_nodes: bool | None = None
+
+
+class BlockJobDevice(Object):
+    """A block job, by the older name of its id."""
+
+    device: str
+
+
+class BlockJobCancel(BlockJobDevice):
+    """The arguments of `block-job-cancel`."""
+
+    force: bool = False
+
+
+class BlockJobSpeed(BlockJobDevice):
+    """The arguments of `block-job-set-speed`; `speed` is in bytes a second, 0 for no limit."""
+
+    speed: int

@@ -79,6 +79,10 @@ class CommandTable:
             text = f"The command {name} has not been found"
             raise QmpError(text, ErrorClass.COMMAND_NOT_FOUND) from None
 
+    def enter(self, name: str, run: Run, arguments: Any, returns: Any = None) -> None:
+        """Make a coroutine function a command of this name."""
+        self._by_name[name] = Command(name, run, arguments, returns)
+
     def command(
         self, name: str, *, for_client: bool = False, out_of_band: bool = False
     ) -> Callable[[Run], Run]:

@@ -8,12 +8,12 @@ it, `Witness` drives a disk and remembers what each of its sectors may hold,
 framework.
 """
 
+from vblk.filters.passing import PassingNode
 from vblk.testing.conformance import CHECKS, check_conformance
 from vblk.testing.content import Content
 from vblk.testing.crash import CrashState, Effort, Explorer, Tally
 from vblk.testing.expectation import Expectation, Violation
 from vblk.testing.faulty import FaultPlan, FaultyEngine, FaultyNode
-from vblk.testing.passing import PassingNode
 from vblk.testing.promises import Check, ConformanceError, Factory, Subject
 from vblk.testing.recording import Action, Fault, Operation, Recorder, RecordingLeaf
 from vblk.testing.reluctant import ReluctantNode

@@ -11,8 +11,8 @@ from typing import ClassVar, TypeVar
 
 from vblk.aio.engine import Buffer, Engine
 from vblk.errors import StorageError
+from vblk.filters.passing import PassingNode
 from vblk.graph.node import Node
-from vblk.testing.passing import PassingNode
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ import asyncio
 import random
 from typing import ClassVar
 
+from vblk.filters.passing import PassingNode
 from vblk.graph.node import Buffer, Node
-from vblk.testing.passing import PassingNode
 
 TURNS_MAX = 5
 """The most turns of the event loop that one request waits on one way."""

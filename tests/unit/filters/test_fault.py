@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from vblk.errors import BlockError, Misaligned, OptionError, StorageError, Unsupported
+from vblk.errors import BlockError, Misaligned, OptionError, PermissionConflict, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.filters.events import Event, InjectedError, find_listener
 from vblk.filters.fault import FaultNode
+from vblk.graph.edge import WRITING, Permission
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
 from vblk.options import from_mapping
+from vblk.protocols.memory import MemoryNode
 from vblk.units import KIB, MIB
 
 SIZE = 64 * KIB
@@ -206,7 +208,7 @@ def test_zeros_that_must_not_be_written_out_are_refused_at_uneven_edges() -> Non
         ({"inject_error": [{"event": "l1_update"}]}, "invalid parameter value: l1_update"),
         ({"set_state": [{"new_state": 2}]}, "Missing event name for rule"),
         ({"random_rate": 1.5}, "random-rate must be 0 to 1"),
-        ({"take_child_perms": ["write"]}, "'take-child-perms.0' is not supported"),
+        ({"take_child_perms": ["graph-mod"]}, "'take-child-perms.0' does not accept value 'graph-mod'"),
         ({"config": "/nonexistent"}, "Could not read blkdebug config file: No such file or directory"),
         ({"foo": 1}, "does.* support the option 'foo'"),
     ],
@@ -392,5 +394,31 @@ def test_nothing_stays_open_when_the_options_are_wrong() -> None:
             with pytest.raises(BlockError):
                 await open_node(graph, from_mapping(mapping), Request(False))
             assert list(graph.nodes()) == []
+
+    run(scenario)
+
+
+def test_permissions_are_taken_and_forbidden_for_the_filters_own_sake() -> None:
+    async def scenario() -> None:
+        async with Graph() as graph:
+            node = MemoryNode("memory", size=SIZE)
+            graph.add(node)
+            mapping = {
+                "driver": "blkdebug",
+                "node-name": "fault",
+                "image": "memory",
+                "take-child-perms": ["resize", "write-unchanged"],
+                "unshare-child-perms": ["write"],
+            }
+            await open_node(graph, from_mapping(mapping), Request(False))
+            [edge] = graph.users(node)
+            assert edge.access == (
+                Permission.RESIZE | Permission.WRITE_UNCHANGED,
+                Permission.ALL & ~Permission.WRITE,
+            )
+            with pytest.raises(PermissionConflict, match=r"a writer needs \"write\".*'fault'"):
+                graph.hold(node, "a writer", WRITING)
+            graph.hold(graph.find("fault"), "the guest", WRITING)
+            assert edge.permissions == WRITING | Permission.WRITE_UNCHANGED
 
     run(scenario)

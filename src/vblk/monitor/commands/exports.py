@@ -118,7 +118,7 @@ async def nbd_server_stop(daemon: Daemon) -> None:
 @TABLE.command("nbd-server-add")
 async def nbd_server_add(daemon: Daemon, arguments: NbdServerAdd) -> None:
     """Export a node over NBD, in the older way: read-only if the node is."""
-    node = _find_either(daemon, arguments.device)
+    node = daemon.find_either(arguments.device)
     name = arguments.name if arguments.name is not None else arguments.device
     options = NbdExportOptions(
         id=name,
@@ -129,13 +129,6 @@ async def nbd_server_add(daemon: Daemon, arguments: NbdServerAdd) -> None:
         bitmaps=[] if arguments.bitmap is None else [arguments.bitmap],
     )
     await _add(daemon, node, options)
-
-
-def _find_either(daemon: Daemon, name: str) -> Node:
-    for node in daemon.graph.nodes():
-        if node.name == name:
-            return node
-    raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
 
 
 @TABLE.command("block-export-add")

@@ -9,10 +9,22 @@ from typing import Any
 from vblk.describing import describe_image
 from vblk.graph.edge import WRITING, Edge, Permission, Role
 from vblk.graph.node import Node
+from vblk.graph.statistics import Statistics, block_stats
 from vblk.monitor.blockdev import Blockdev, require_name
 from vblk.monitor.daemon import Daemon
-from vblk.monitor.schema import CacheInfo, Flat, GraphEdge, GraphInfo, GraphNode, NodeInfo, NodeName, Resize
-from vblk.monitor.table import CommandTable
+from vblk.monitor.schema import (
+    BlockStats,
+    CacheInfo,
+    Flat,
+    GraphEdge,
+    GraphInfo,
+    GraphNode,
+    NodeInfo,
+    NodeName,
+    QueryNodes,
+    Resize,
+)
+from vblk.monitor.table import CommandTable, plain
 from vblk.wire.qmp import QmpError
 
 TABLE = CommandTable()
@@ -83,6 +95,7 @@ async def describe_node(node: Node, *, flat: bool = False) -> NodeInfo:
         encrypted=bool(image.get("encrypted")),
         image=image,
         cache=cache_of(node),
+        dirty_bitmaps=[bitmap.info() for bitmap in reversed(node.bitmaps.values())] or None,
     )
 
 
@@ -133,3 +146,27 @@ def _edge(edge: Edge, parent: int, child: int) -> GraphEdge:
 
 def _names(permissions: Permission) -> list[str]:
     return [name for bit, name in _PERMISSIONS if bit & permissions]
+
+
+@TABLE.command("query-block")
+async def query_block(daemon: Daemon) -> list[dict[str, Any]]:
+    """Show the devices of a guest: there are none in this daemon."""
+    return []
+
+
+@TABLE.command("query-blockstats")
+async def query_blockstats(daemon: Daemon, arguments: QueryNodes) -> list[BlockStats]:
+    """Show what the exports' clients asked of nodes, with `query-nodes`: there are no devices."""
+    if not arguments.query_nodes:
+        return []
+    return [_statistics(daemon, node) for node in daemon.graph.nodes()]
+
+
+def _statistics(daemon: Daemon, node: Node) -> BlockStats:
+    total = Statistics()
+    for export in daemon.exports.values():
+        if export.handle.node is node:
+            total.add(export.statistics)
+    below = node.below
+    parent = None if below is None else plain(_statistics(daemon, below))
+    return BlockStats(node_name=node.name, stats=block_stats(total), parent=parent)

@@ -52,10 +52,9 @@ def _place(member: tuple[str, Any]) -> int:
 def _enclosed(start: str, parts: list[str], end: str, depth: int | None) -> str:
     if depth is None:
         return start + ", ".join(parts) + end
-    if not parts:
-        return start + end
     inner = "\n" + _INDENT * (depth + 1)
-    return start + inner + f",{inner}".join(parts) + "\n" + _INDENT * depth + end
+    members = inner + f",{inner}".join(parts) if parts else ""
+    return start + members + "\n" + _INDENT * depth + end
 
 
 def quote(text: str) -> str:

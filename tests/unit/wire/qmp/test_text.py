@@ -24,5 +24,5 @@ def test_values_are_spelled_as_qemu_spells_them(value: object, text: str) -> Non
 
 def test_pretty_text_has_a_member_a_line() -> None:
     assert encode_json({"return": [{"name": "a"}], "id": {}}, pretty=True) == (
-        '{\n    "return": [\n        {\n            "name": "a"\n        }\n    ],\n    "id": {}\n}'
+        '{\n    "return": [\n        {\n            "name": "a"\n        }\n    ],\n    "id": {\n    }\n}'
     )

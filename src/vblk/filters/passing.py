@@ -1,8 +1,8 @@
 """A filter that changes nothing, for those who want to change one thing.
 
 Owns: the way through. Subclasses decide where a request stops or bends: each
-overrides `before` and `after`, or the one operation that it is about. Others
-cannot see through it, so every byte passes it.
+overrides `before` and `after`, or the one operation that it is about. Others see
+through it which ranges are zeros, and how deep the others are; every byte passes it.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from vblk.extent import Kind
 from vblk.graph.edge import Role
-from vblk.graph.node import Buffer, Filter, Node, Preallocation, Span
+from vblk.graph.node import Buffer, Filter, Node, Preallocation, Span, coalesce
 from vblk.graph.registry import Graph
 
 
@@ -20,9 +20,16 @@ class PassingNode(Filter):
 
     driver: ClassVar[str] = "passing"
 
-    def __init__(self, name: str, file: Node) -> None:
+    def __init__(
+        self, name: str, file: Node, *, filename: str | None = None, read_only: bool | None = None
+    ) -> None:
         """Stand over `file`; use `put_over` to become its user in a graph."""
-        super().__init__(name, file.filename, read_only=file.read_only, file=file)
+        super().__init__(
+            name,
+            file.filename if filename is None else filename,
+            read_only=file.read_only if read_only is None else read_only,
+            file=file,
+        )
 
     def put_over(self, graph: Graph) -> None:
         """Join the graph and take `file`, which is in it, as the child."""
@@ -86,6 +93,10 @@ class PassingNode(Filter):
         await self.file.flush()
         await self.after("flush", 0, 0)
 
+    async def resolve(self, offset: int, length: int) -> list[Span]:
+        """Say what is zeros and how deep the rest is; the bytes are to be had here."""
+        return coalesce([self._own(span) for span in await self.file.resolve(offset, length)])
+
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """Say what is data and what is a hole; the bytes are to be had here."""
         await self.before("map", offset, length)
@@ -94,9 +105,9 @@ class PassingNode(Filter):
         return spans
 
     def _own(self, span: Span) -> Span:
-        if span.kind is not Kind.DATA:
+        if span.kind is Kind.ZERO:
             return span
-        return replace(span, leaf=self, leaf_offset=span.guest_offset)
+        return replace(span, kind=Kind.DATA, leaf=self, leaf_offset=span.guest_offset)
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
