@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,13 +12,17 @@ from pathlib import Path
 import pytest
 
 import vblk
-from tests.support.command_line import call, good
+from tests.support.command_line import REPOSITORY, call, good
 from tests.support.nbd import Server, nbdkit, qemu_nbd
 from tests.support.nodes import content_of, run
+from vblk.extent import Kind
+from vblk.graph.edge import WRITING
+from vblk.graph.node import coalesce
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
 from vblk.options import from_mapping
+from vblk.protocols.nbd_node import NbdNode
 from vblk.testing import Factory, Subject, check_conformance
 
 pytestmark = pytest.mark.interop
@@ -198,3 +204,40 @@ def test_an_export_for_reading_only_is_read_and_not_written(image: Path, tmp_pat
         outcome = call("io", "-f", "raw", "-c", "write 0 512", server.uri())
         assert outcome.status == 1
         assert "for reading only" in outcome.err
+
+
+def test_our_own_server_is_asked_with_64_bit_lengths_over_several_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+    size = 6 << 30
+    image = tmp_path / "disk.raw"
+    with open(image, "wb") as file:
+        file.truncate(size)
+        file.seek(5 << 30)
+        file.write(content_of(SIZE))
+
+    async def scenario(path: Path) -> None:
+        async with Graph() as graph:
+            address = {"type": "unix", "path": str(path)}
+            node = await open_node(graph, from_mapping({"driver": "nbd", "server": address}), Request(False))
+            handle = graph.hold(node, "test", WRITING)
+            assert isinstance(node, NbdNode)
+            assert node.export.extended
+            spans = [(span.kind, span.length) for span in coalesce(await node.allocation(0, size))]
+            assert spans == [(Kind.ZERO, 5 << 30), (Kind.DATA, SIZE), (Kind.ZERO, (1 << 30) - SIZE)]
+            pieces = await asyncio.gather(*(handle.read((5 << 30) + at, 4096) for at in range(0, SIZE, 4096)))
+            assert b"".join(pieces) == content_of(SIZE)
+            await handle.write_zeroes(0, size, unmap=True)
+            await handle.write(4096, b"x" * 4096)
+            await handle.flush()
+
+    program = (sys.executable, "-P", "-c", "from vblk.cli.main import run; run()")
+    with Server(
+        tmp_path, *program, "nbd", "-t", "-e", "8", "-f", "raw", "--discard=unmap", str(image)
+    ) as server:
+        asyncio.run(scenario(server.path))
+    with open(image, "rb") as written:
+        assert written.read(12288) == bytes(4096) + b"x" * 4096 + bytes(4096)
+        assert os.lseek(written.fileno(), 1 << 20, os.SEEK_HOLE) == 1 << 20
+    assert image.stat().st_blocks * 512 < 1 << 20

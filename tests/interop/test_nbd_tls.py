@@ -1,11 +1,12 @@
 """Exports over TLS of other people's servers: certificates, shared keys, and QEMU's words for what fails."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import call, good
+from tests.support.command_line import REPOSITORY, call, good
 from tests.support.nbd import Server, nbdkit, qemu_nbd
 from tests.support.nodes import content_of
 from tests.support.tls import HOST, PSK, make_credentials, make_keys
@@ -13,6 +14,7 @@ from tests.support.tls import HOST, PSK, make_credentials, make_keys
 pytestmark = pytest.mark.interop
 
 SIZE = 256 << 10
+VBLK = (sys.executable, "-P", "-c", "from vblk.cli.main import run; run()")
 OTHER_HOST = "elsewhere.example"
 
 
@@ -52,6 +54,18 @@ def storage_daemon(folder: Path, image: Path, keys: Path, kind: str) -> Server:
     return server
 
 
+def vblk_nbd(folder: Path, image: Path, keys: Path, kind: str) -> Server:
+    server = secure_qemu_nbd(folder, image, keys, kind)
+    server.command = (*VBLK, "nbd", *server.command[1:])
+    return server
+
+
+def vblk_daemon(folder: Path, image: Path, keys: Path, kind: str) -> Server:
+    server = storage_daemon(folder, image, keys, kind)
+    server.command = (*VBLK, "daemon", *server.command[1:])
+    return server
+
+
 def secure_nbdkit(folder: Path, image: Path, keys: Path, kind: str) -> Server:
     proof = f"--tls-psk={keys}/keys.psk" if kind == "psk" else f"--tls-certificates={keys}"
     verify = () if kind == "psk" else ("--tls-verify-peer",)
@@ -60,12 +74,21 @@ def secure_nbdkit(folder: Path, image: Path, keys: Path, kind: str) -> Server:
     )
 
 
-SERVERS = {"qemu-nbd": secure_qemu_nbd, "qemu-storage-daemon": storage_daemon, "nbdkit": secure_nbdkit}
+SERVERS = {
+    "qemu-nbd": secure_qemu_nbd,
+    "qemu-storage-daemon": storage_daemon,
+    "nbdkit": secure_nbdkit,
+    "vblk nbd": vblk_nbd,
+    "vblk daemon": vblk_daemon,
+}
 
 
 @pytest.mark.parametrize("kind", ["x509", "psk"])
 @pytest.mark.parametrize("program", SERVERS)
-def test_a_disk_is_read_and_written_over_tls(program: str, kind: str, image: Path, tmp_path: Path) -> None:
+def test_a_disk_is_read_and_written_over_tls(
+    program: str, kind: str, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
     keys = make_keys(make_credentials(tmp_path / "keys"), "qemu")
     with SERVERS[program](tmp_path, image, keys, kind) as server:
         name = f"driver=nbd,path={server.path},tls-creds=tls0"

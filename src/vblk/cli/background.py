@@ -7,6 +7,7 @@ Ordering rule: the process forks before it has an event loop, threads or open im
 """
 
 import os
+from contextlib import suppress
 
 from vblk.cli.console import Console
 from vblk.cli.failure import FAILURE, SUCCESS
@@ -18,14 +19,15 @@ class Readiness:
     def __init__(self, pipe: int | None) -> None:
         self._pipe = pipe
 
-    def tell(self) -> None:
-        """Say so, and let go of the terminal."""
+    def tell(self, *, keep_errors: bool = False) -> None:
+        """Say so, and let go of the terminal, with `keep_errors` all but its standard error."""
         if self._pipe is None:
             return
         with open(os.devnull, "r+b", buffering=0) as null:
-            for descriptor in (0, 1, 2):
+            for descriptor in (0, 1) if keep_errors else (0, 1, 2):
                 os.dup2(null.fileno(), descriptor)
-        os.write(self._pipe, b"\0")
+        with suppress(OSError):  # whoever started it may be gone
+            os.write(self._pipe, b"\0")
         self.close()
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ class DaemonArguments:
     daemonize: bool = False
     pidfile: str | None = None
     log: str | None = None
+    metrics: str | None = None
     allow_tcp_monitor: bool = False
     version: bool = False
     help: bool = False
@@ -68,6 +69,7 @@ OPTIONS = (
     option("--pidfile", metavar="FILE", help="Write the process id to FILE when everything is set up."),
     flag("--daemonize", help="Go into the background when everything is set up."),
     option("-T", "--trace", "trace", metavar="EVENTS", help="Refused: vblk has no trace events."),
+    option("--metrics", metavar="ADDR", help="Tell Prometheus: unix:PATH, PORT or HOST:PORT."),
     option("--log", metavar="FILE|-", help="Log as JSON lines to FILE, or to standard error."),
     flag("--allow-tcp-monitor", help="Let a monitor listen on TCP, where every local user reaches it."),
     flag("-V", "--version", help="Show the version."),
@@ -146,6 +148,7 @@ def _private(path: str, flags: int) -> int:
 def _serve(arguments: DaemonArguments, console: Console, ready: Readiness, log: TextIO | None) -> int:
     from vblk.aio import loops
     from vblk.cli.daemon_run import Startup
+    from vblk.exports.metrics import serving_metrics
     from vblk.monitor.log import Log
 
     name = console.name if console.name == PROGRAM else f"{console.name} {VERB.name}"
@@ -158,11 +161,12 @@ def _serve(arguments: DaemonArguments, console: Console, ready: Readiness, log: 
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, startup.daemon.ended.set)
         try:
-            if await _set_up(startup, arguments, console):
-                ready.tell()
-                await startup.daemon.ended.wait()
-                return SUCCESS
-            return FAILURE
+            async with serving_metrics(arguments.metrics, startup.daemon.exports.values):
+                if await _set_up(startup, arguments, console):
+                    ready.tell()
+                    await startup.daemon.ended.wait()
+                    return SUCCESS
+                return FAILURE
         finally:
             await startup.close()
             if startup.pidfile is not None:

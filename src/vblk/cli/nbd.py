@@ -11,15 +11,15 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from vblk.cli.background import Readiness, fork
 from vblk.cli.command import HelpWanted, Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.failure import FAILURE, SUCCESS, Failure, could_not_open
+from vblk.cli.failure import SUCCESS, Failure, could_not_open
 from vblk.cli.images import GUESSED, named_options
 from vblk.cli.objects import objects_of, objects_option
 from vblk.errors import BlockError
@@ -34,7 +34,7 @@ from vblk.options.address import FdAddress, InetAddress, SocketAddress, UnixAddr
 from vblk.wire.nbd.numbers import STRING_MAX
 
 if TYPE_CHECKING:
-    from vblk.exports.nbd import NbdServer
+    from vblk.exports.nbd import NbdExport, NbdServer
 
 PROGRAM: Final = "qemu-nbd"
 """The program that is this verb and nothing else."""
@@ -76,6 +76,7 @@ class Arguments:
     trace: str | None = None
     fork: bool = False
     pid_file: str | None = None
+    metrics: str | None = None
     selinux_label: str | None = None
     connect: str | None = None
     disconnect: bool = False
@@ -137,13 +138,11 @@ def _run(arguments: Arguments, console: Console) -> int:
     if len(arguments.operands) != 1:
         raise Failure("Invalid number of arguments", hint=True)
     service = Service(arguments, console, activated)
-    if not arguments.fork:
+    service.ready = Readiness(fork(console) if arguments.fork else None)
+    try:
         return run_loop(service.run(), sockets=True)
-    ready = _fork(verbose=arguments.verbose)
-    if isinstance(ready, bool):
-        return SUCCESS if ready else FAILURE
-    service.ready = ready
-    return run_loop(service.run(), sockets=True)
+    finally:
+        service.ready.close()
 
 
 def _activated(arguments: Arguments) -> bool:
@@ -199,26 +198,10 @@ def _address(arguments: Arguments, console: Console) -> UnixAddress | InetAddres
     return UnixAddress(path)
 
 
-def _fork(*, verbose: bool) -> "bool | int":
-    """Go on in a new process of its own session.
-
-    Returns: there, the descriptor that tells readiness; here, whether it was told,
-    after which this process has nothing left to do.
-    """
-    ready, tell = os.pipe()
-    if os.fork():
-        os.close(tell)
-        with os.fdopen(ready, "rb") as pipe:
-            return bool(pipe.read(1))
-    os.close(ready)
-    os.setsid()
-    return tell
-
-
 class Service:
     """One run of the server: from the image to its last client.
 
-    `ready` is the descriptor on which somebody waits to hear that clients may come.
+    `ready` tells who waits for that that clients may come.
     """
 
     def __init__(self, arguments: Arguments, console: Console, activated: bool) -> None:
@@ -227,7 +210,7 @@ class Service:
         Raises:
             Failure: One of them means nothing, or contradicts another one.
         """
-        self.ready = -1
+        self.ready = Readiness(None)
         self._arguments = arguments
         self._console = console
         self._said: set[str] = set()
@@ -243,6 +226,7 @@ class Service:
 
     async def run(self) -> int:
         """Serve until there is nobody left to serve, or a signal comes."""
+        from vblk.exports.metrics import serving_metrics
         from vblk.exports.nbd import NbdServer
 
         arguments = self._arguments
@@ -268,19 +252,20 @@ class Service:
                     over.set()
 
             server.on_leave = client_left
-            await self._add_export(server)
+            export = await self._add_export(server)
             try:
                 await server.listen(self._address)
             except BlockError as error:
                 raise Failure(error.message) from error
             try:
-                self._tell_ready()
-                await over.wait()
+                async with serving_metrics(arguments.metrics, [export].copy):
+                    self._tell_ready()
+                    await over.wait()
             finally:
                 await server.close()
         return SUCCESS
 
-    async def _add_export(self, server: "NbdServer") -> None:
+    async def _add_export(self, server: "NbdServer") -> "NbdExport":
         from vblk.exports.nbd import NbdExport
 
         arguments = self._arguments
@@ -299,6 +284,7 @@ class Service:
         )
         server.add(export)
         await export.start()
+        return export
 
     async def _open(self, graph: Graph) -> Handle:
         """Open the image, with what is asked for on top of it."""
@@ -363,15 +349,7 @@ class Service:
                     file.write(f"{os.getpid()}\n")
             except OSError as error:
                 raise Failure(f"Could not create '{path}': {error.strerror}") from error
-        if self.ready < 0:
-            return
-        with suppress(OSError):  # whoever started it may be gone
-            os.write(self.ready, b"!")
-        os.close(self.ready)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1) if self._arguments.verbose else (0, 1, 2):
-            os.dup2(nowhere, stream)
-        os.close(nowhere)
+        self.ready.tell(keep_errors=self._arguments.verbose)
 
 
 def _could_not_open(console: Console, name: str, error: BlockError) -> Failure:
@@ -451,6 +429,7 @@ OPTIONS: Final = (
     ),
     option("-T", "--trace", "trace", metavar="EVENTS", help="Refused: vblk has no trace events."),
     flag("--fork", help="Return when clients may come, and serve in the background."),
+    option("--metrics", metavar="ADDR", help="Tell Prometheus: unix:PATH, PORT or HOST:PORT."),
     option("--pid-file", "pid_file", metavar="PATH", help="Write the process's number there."),
     option("--selinux-label", "selinux_label", metavar="LABEL", help="Refused: not in this version."),
     option("-c", "--connect", "connect", metavar="DEV", help="Refused: no kernel devices in this version."),

@@ -80,8 +80,13 @@ async def start_nbd_server(daemon: Daemon, client: Client | None, options: NbdSe
         raise QmpError("NBD server already running")
     if options.max_connections < 0:
         raise QmpError("Parameter 'max-connections' expects a number that is not negative")
+    if options.tls_authz is not None and options.tls_creds is None:
+        raise QmpError("tls-authz is not permitted without tls-creds")
+    objects = daemon.graph.objects
     server = NbdServer(
         daemon.graph,
+        tls=None if options.tls_creds is None else objects.credentials(options.tls_creds, "server"),
+        authorization=None if options.tls_authz is None else objects.authorization(options.tls_authz),
         max_connections=options.max_connections,
         report=lambda text: daemon.log.note("nbd-client", text),
     )
