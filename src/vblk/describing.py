@@ -1,16 +1,18 @@
 """What an image is: its facts under QEMU's names and in QEMU's order.
 
-Owns: the report of one image, for `vblk info` and the monitor. What is special to a
-format comes from its node.
+Owns: the report of one image, for `vblk info` and the monitor, and its lines for
+people. What is special to a format comes from its node.
 
 Source: qapi/block-core.json of QEMU's documentation, "ImageInfo".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 from vblk.graph.edge import Role
 from vblk.graph.node import Leaf, Node
+from vblk.options import format_size
 from vblk.units import align_up
 
 SECTOR = 512
@@ -129,3 +131,65 @@ async def allocated_bytes(node: Node) -> int | None:
             total += taken
         stack += [edge.node for edge in member.children.values() if edge.role is not Role.BACKING]
     return total
+
+
+def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield QEMU's lines about one image."""
+    size = report["virtual-size"]
+    yield f"image: {report['filename']}"
+    yield f"file format: {report['format']}"
+    yield f"virtual size: {format_size(size)} ({size} bytes)"
+    yield f"disk size: {format_size(report['actual-size']) if 'actual-size' in report else 'unavailable'}"
+    if "cluster-size" in report:
+        yield f"cluster_size: {report['cluster-size']}"
+    if report.get("encrypted"):
+        yield "encrypted: yes"
+    if report["dirty-flag"]:
+        yield "cleanly shut down: no"
+    if "backing-filename" in report:
+        named, full = report["backing-filename"], report.get("full-backing-filename")
+        yield f"backing file: {named}" + (f" (actual path: {full})" if full not in (None, named) else "")
+        if "backing-filename-format" in report:
+            yield f"backing file format: {report['backing-filename-format']}"
+    if "snapshots" in report:
+        yield "Snapshot list:"
+        yield from snapshot_lines(report["snapshots"])
+    if "format-specific" in report:
+        yield "Format specific information:"
+        yield from nested_lines(report["format-specific"]["data"], 1)
+
+
+def snapshot_lines(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield QEMU's table of internal snapshots."""
+    yield f"{'ID':<10}{'TAG':<15}{'VM SIZE':>10}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"
+    for snapshot in snapshots:
+        seconds, rest = snapshot["vm-clock-sec"], snapshot["vm-clock-nsec"] // 1_000_000
+        clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{rest:03}"
+        taken = datetime.fromtimestamp(snapshot["date-sec"]).strftime("%Y-%m-%d %H:%M:%S")
+        size = format_size(snapshot["vm-state-size"])
+        yield (
+            f"{snapshot['id']:<9} {snapshot['name']:<16}{size:>9}{taken:>20}{clock:>13}"
+            f"{snapshot.get('icount', ''):>11}"
+        )
+
+
+def nested_lines(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[str]:
+    """Yield the lines of a tree as QEMU indents it."""
+    pairs: Iterator[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        pairs = ((key.replace("-", " "), member) for key, member in value.items())
+    else:
+        pairs = ((f"[{index}]", member) for index, member in enumerate(value))
+    for key, member in pairs:
+        if isinstance(member, dict | list | tuple):
+            yield f"{'    ' * depth}{key}:"
+            yield from nested_lines(cast("Mapping[str, Any] | Sequence[Any]", member), depth + 1)
+        else:
+            yield f"{'    ' * depth}{key}: {scalar_text(member)}"
+
+
+def scalar_text(value: object) -> str:
+    """Write one value as QEMU does."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

@@ -146,6 +146,11 @@ def add_object(objects: Objects, values: Mapping[str, Scalar], *, strict: bool =
     objects.add(id, make(bind_object(own, struct, strict=strict), objects))
 
 
+def object_kinds() -> Mapping[str, type[Any]]:
+    """Return the kinds of object, each with the dataclass of its options."""
+    return {kind: struct for kind, (struct, _) in _KINDS.items()}
+
+
 def _secret(options: Secret, _: Objects) -> bytes:
     if options.keyid is not None or options.iv is not None:
         name = "keyid" if options.keyid is not None else "iv"

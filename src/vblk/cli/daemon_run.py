@@ -19,6 +19,8 @@ from vblk.monitor.commands import daemon_commands
 from vblk.monitor.commands.exports import block_export_add, start_nbd_server
 from vblk.monitor.commands.nodes import blockdev_add
 from vblk.monitor.daemon import Daemon
+from vblk.monitor.human import HumanMonitor
+from vblk.monitor.human_server import HumanServer
 from vblk.monitor.keyval import parse_option
 from vblk.monitor.log import Log
 from vblk.monitor.qmp_server import QmpServer
@@ -104,10 +106,10 @@ class Startup:
         device.attach(self._server(options))
 
     def _server(self, options: MonitorOptions) -> Serve:
-        if options.mode is Mode.READLINE:
-            raise QmpError("mode=readline is not in this version of vblk")
-
         async def serve(channel: Channel) -> None:
+            if options.mode is Mode.READLINE:
+                await HumanServer(HumanMonitor(self.daemon), channel).run()
+                return
             await QmpServer(self.daemon, self._commands, channel, pretty=options.pretty).run()
 
         return serve

@@ -1,15 +1,35 @@
-"""How a command fails: its sentence, and its exit status.
+"""How a command fails: its exit status, and what is said of an image that does not open.
 
-Owns: the one table from errors to exit statuses, and the wording of an error of
-the library for a terminal. Must not print; `Console` does.
+Owns: the one table from errors to exit statuses. The sentence of an error is
+`vblk.wording`'s. Must not print; `Console` does.
 """
 
 from typing import Final
 
 from vblk.errors import BlockError
+from vblk.wording import FAILURE, SUCCESS, Failure, sentence
 
-SUCCESS: Final = 0
-FAILURE: Final = 1
+__all__ = [
+    "CHECK_CORRUPT",
+    "CHECK_LEAKS",
+    "CHECK_UNSUPPORTED",
+    "COMPARE_DIFFERENT",
+    "COMPARE_FAILED",
+    "COMPARE_READ_FAILED",
+    "COMPARE_STATUS_FAILED",
+    "FAILURE",
+    "INTERNAL",
+    "INTERRUPTED",
+    "PIPE_CLOSED",
+    "SUCCESS",
+    "TERMINATED",
+    "Failure",
+    "could_not_open",
+    "exit_status",
+    "notes",
+    "sentence",
+]
+
 INTERNAL: Final = 70
 """A defect of vblk itself, `EX_SOFTWARE` of sysexits."""
 INTERRUPTED: Final = 130
@@ -32,19 +52,6 @@ FAILED: Final = {"compare": COMPARE_FAILED}
 """Verb to exit status of a failure; FAILURE for the others. `Failure.status` overrules it."""
 
 
-class Failure(Exception):
-    """A command ends here, with one or more lines for its user.
-
-    `status` None asks the table; `hint` adds the line that points to the help.
-    """
-
-    def __init__(self, *lines: str, status: int | None = None, hint: bool = False) -> None:
-        super().__init__(*lines)
-        self.lines = lines
-        self.status = status
-        self.hint = hint
-
-
 def exit_status(verb: str, error: Failure | BlockError) -> int:
     """Return the exit status of a verb that failed with `error`."""
     if isinstance(error, Failure) and error.status is not None:
@@ -52,17 +59,6 @@ def exit_status(verb: str, error: Failure | BlockError) -> int:
     if isinstance(error, Failure) and error.hint:
         return FAILURE
     return FAILED.get(verb, FAILURE)
-
-
-def sentence(error: BlockError) -> str:
-    """Return an error's text for a user, with the file's name unless the text has it."""
-    text = error.message
-    if error.offset is not None:
-        text += f" (offset {error.offset:#x})"
-    name = error.filename
-    if not name or any(spelled in text for spelled in (f"'{name}'", f"[{name}]", f"{name}: ")):
-        return text
-    return f"{name}: {text}"
 
 
 def could_not_open(name: str, error: BlockError) -> Failure:

@@ -25,13 +25,7 @@ from vblk.graph.registry import Graph
 from vblk.graph.site import ChainRules
 from vblk.opening import open_image
 from vblk.options import NodeOptions, parse_filename, parse_image_opts
-
-GUESSED = (
-    "WARNING: Image format was not specified for '{}' and probing guessed raw.\n"
-    "         Automatically detecting the format is dangerous for raw images, "
-    "write operations on block 0 will be restricted.\n"
-    "         Specify the 'raw' format explicitly to remove the restrictions."
-)
+from vblk.wording import GUESSED
 
 
 @dataclass(slots=True)

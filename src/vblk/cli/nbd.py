@@ -20,7 +20,7 @@ from vblk.cli.background import Readiness, fork
 from vblk.cli.command import HelpWanted, Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure, could_not_open
-from vblk.cli.images import GUESSED, named_options
+from vblk.cli.images import named_options
 from vblk.cli.objects import objects_of, objects_option
 from vblk.errors import BlockError
 from vblk.graph.edge import READING, WRITING
@@ -32,6 +32,7 @@ from vblk.opening import hand_down, open_node
 from vblk.options import NodeOptions, NodeReference, parse_number, parse_size
 from vblk.options.address import FdAddress, InetAddress, SocketAddress, UnixAddress
 from vblk.wire.nbd.numbers import STRING_MAX
+from vblk.wording import GUESSED
 
 if TYPE_CHECKING:
     from vblk.exports.nbd import NbdExport, NbdServer

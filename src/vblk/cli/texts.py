@@ -14,7 +14,7 @@ QEMU_VERSION: Final = "7.2.0"
 VERSION: Final = "0.1.0"
 
 _OWN_NAME: Final = "vblk"
-_NOT_QEMU: Final = frozenset(("chain", "daemon", "drop-in", "io", "nbd"))
+_NOT_QEMU: Final = frozenset(("chain", "daemon", "drop-in", "io", "monitor", "nbd"))
 _PARAMETERS: Final = """\
 Command parameters:
   'filename' is a disk image filename

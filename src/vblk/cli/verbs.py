@@ -102,6 +102,7 @@ VERBS: Final[dict[str, Entry]] = {
         f"{COMMON} filename directory",
     ),
     "nbd": Entry("nbd", "Serve an image to NBD clients, as qemu-nbd does.", "[options] filename"),
+    "monitor": Entry("monitor", "Talk to a running daemon by its QMP socket.", "[-c command] socket"),
     "rebase": Entry(
         "rebase",
         "Give an image another parent, or none.",

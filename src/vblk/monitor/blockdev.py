@@ -16,6 +16,8 @@ from typing import Any, Final, cast
 import msgspec
 
 from vblk.monitor.arguments import Reader, joined, missing, refuse_rest, taken, wrong_type
+from vblk.monitor.introspection import Introspection
+from vblk.monitor.reflection import members_of
 from vblk.opening import FILTERS, FORMATS, PROTOCOLS
 from vblk.options import NodeOptions, from_mapping
 from vblk.wire.qmp import QmpError
@@ -92,7 +94,45 @@ class Blockdev:
     def read_member(cls, reader: Reader, value: Any, name: str) -> "Blockdev":
         """Read the options of a node."""
         check_node(reader, value, name)
-        return cls(from_mapping(value))
+        return cls(node_options(value))
+
+    @classmethod
+    def describe(cls, schema: Introspection) -> str:
+        """Add the type of a node's options, and those of all drivers."""
+        name = schema.reserve(cls)
+        common = schema.members(members_of(BlockdevCommon))
+        reference = schema.alternate([name, "str"])
+        kinds = {
+            Child.NEEDED: reference,
+            Child.OPTIONAL: reference,
+            Child.OR_NULL: schema.alternate([name, "str", schema.builtin("null")]),
+            Child.LIST: schema.array(reference),
+        }
+        variants: dict[str, str] = {}
+        for driver in drivers():
+            own = schema.members(members_of(options_of(driver)))
+            children = [
+                {"name": role, "type": kinds[child]}
+                | ({} if child in (Child.NEEDED, Child.LIST) else {"default": None})
+                for role, child in CHILDREN.get(driver, {}).items()
+            ]
+            variants[driver] = schema.object_of([*children, *own])
+        schema.fill(name, schema.union("driver", variants, common))
+        return name
+
+
+def node_options(value: Mapping[str, Any]) -> NodeOptions:
+    """Return the model of options that were checked; objects and arrays without members say nothing."""
+    return from_mapping(_without_empty(value))
+
+
+def _without_empty(value: Mapping[str, Any]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, member in value.items():
+        kept = _without_empty(cast("Mapping[str, Any]", member)) if isinstance(member, dict) else member
+        if kept not in ({}, []):
+            members[name] = kept
+    return members
 
 
 @cache

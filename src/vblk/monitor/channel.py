@@ -54,6 +54,11 @@ class Channel:
         """Take over a connected socket."""
         return cls(peer.fileno(), peer.fileno(), peer=peer)
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person sits at the other end, whose terminal shows what is typed."""
+        return os.isatty(self._reading)
+
     async def receive(self) -> bytes:
         """Return the next bytes; none at all when the client has gone."""
         while not self.closed:

@@ -16,12 +16,14 @@ from typing import Any, Final
 from vblk.errors import BlockError, GraphError
 from vblk.exports.export import Export
 from vblk.exports.nbd import NbdServer
+from vblk.filters.events import find_listener
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.jobs.job import Job
 from vblk.jobs.states import Status
 from vblk.monitor.log import Log
+from vblk.monitor.schema import EVENTS
 from vblk.opening import hand_down, open_node
 from vblk.options import NodeOptions
 
@@ -42,6 +44,8 @@ class Daemon:
     """
 
     version: Mapping[str, Any] = VERSION
+    events: Mapping[str, type[Any]] = EVENTS
+    """What it may tell of, each with the type of its data."""
 
     def __init__(self, graph: Graph, log: Log | None = None) -> None:
         """Manage `graph`, which is closed in the end."""
@@ -51,6 +55,7 @@ class Daemon:
         self.jobs: dict[str, Job] = {}
         self.ended = asyncio.Event()
         """Set when somebody asked the daemon to end."""
+        self._running: set[asyncio.Future[None]] = set()
         self.exports: dict[str, Export] = {}
         self.nbd_server: NbdServer | None = None
 
@@ -122,6 +127,11 @@ class Daemon:
         await self.graph.let_go(node)
         self.log.say("node-deleted", node=node.name)
 
+    def keep_running(self, work: "asyncio.Future[None]") -> None:
+        """Let work that nobody waits for run on; it is waited for in the end."""
+        self._running.add(work)
+        work.add_done_callback(self._running.discard)
+
     # Exports
 
     def add_export(self, export: Export) -> None:
@@ -141,6 +151,12 @@ class Daemon:
             self.nbd_server = None
         for export in list(self.exports.values()):
             await self._noted(export.stop())
+        for node in self.graph.nodes():
+            listener = find_listener(node)
+            if listener is not None:
+                listener.resume_all()
+        if self._running:
+            await asyncio.wait(self._running)
         for job in list(self.jobs.values()):
             job.give_up()
             await job.ended()

@@ -31,9 +31,13 @@ def is_object(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, msgspec.Struct))
 
 
-@functools.cache
 def members_of(kind: Any) -> tuple[Member, ...]:
     """Return the members of a Struct or a dataclass, in order; the tag of a case is not among them."""
+    return _members_of(kind)
+
+
+@functools.cache
+def _members_of(kind: Any) -> tuple[Member, ...]:
     if issubclass(kind, msgspec.Struct):
         return tuple(
             Member(member.encode_name, member.name, without_none(member.type), member.required)
@@ -51,11 +55,11 @@ def members_of(kind: Any) -> tuple[Member, ...]:
     )
 
 
-def alternatives(kind: Any) -> tuple[Any, ...]:
+def alternatives(kind: Any) -> list[Any]:
     """Return the types of a union; a type that is none stands alone."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return typing.get_args(kind)
-    return (kind,)
+        return list(typing.get_args(kind))
+    return [kind]
 
 
 def without_none(kind: Any) -> Any:

@@ -8,9 +8,12 @@ Reference Manual", version 7.2.
 """
 
 import enum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from msgspec import Struct, field
+
+from vblk.jobs.block_job import OnError
+from vblk.jobs.states import Status
 
 
 class Object(Struct, rename="kebab", forbid_unknown_fields=True):
@@ -201,6 +204,19 @@ class NbdServerStart(Object):
     max_connections: int = 100
 
 
+class BitmapName(Object):
+    """A bitmap of a node."""
+
+    node: str
+    name: str
+
+
+class BitmapOfNode(BitmapName):
+    """A bitmap, and whose it is."""
+
+    alternate: ClassVar[str] = "BlockDirtyBitmapOrStr"
+
+
 class ExportBase(Object, kw_only=True):
     """What all exports have."""
 
@@ -209,12 +225,12 @@ class ExportBase(Object, kw_only=True):
     writable: bool = False
 
 
-class NbdExportOptions(ExportBase, tag_field="type", tag="nbd"):
+class NbdExportOptions(ExportBase, kw_only=True, tag_field="type", tag="nbd"):
     """An export of the NBD server."""
 
     name: str | None = None
     description: str | None = None
-    bitmaps: list[str] = field(default_factory=list[str])
+    bitmaps: list[str | BitmapOfNode] = field(default_factory=list["str | BitmapOfNode"])
     allocation_depth: bool = False
 
 
@@ -267,19 +283,6 @@ class ExportInfo(Object):
     type: str
     node_name: str
     shutting_down: bool
-
-
-class BitmapName(Object):
-    """A bitmap of a node."""
-
-    node: str
-    name: str
-
-
-class BitmapOfNode(BitmapName):
-    """A bitmap, and whose it is."""
-
-    alternate: ClassVar[str] = "BlockDirtyBitmapOrStr"
 
 
 class BitmapAdd(BitmapName):
@@ -374,3 +377,65 @@ class BlockJobSpeed(BlockJobDevice):
     """The arguments of `block-job-set-speed`; `speed` is in bytes a second, 0 for no limit."""
 
     speed: int
+
+
+class HumanLine(Object):
+    """The arguments of `human-monitor-command`."""
+
+    command_line: str
+
+
+class JobStatusChange(Object):
+    """The data of `JOB_STATUS_CHANGE`."""
+
+    id: str
+    status: Status
+
+
+class ExportDeleted(Object):
+    """The data of `BLOCK_EXPORT_DELETED`."""
+
+    id: str
+
+
+class BlockJobFigures(Object):
+    """The data of events about a block job: how far it is."""
+
+    type: str
+    device: str
+    len: int
+    offset: int
+    speed: int
+
+
+class BlockJobCompleted(BlockJobFigures):
+    """The data of `BLOCK_JOB_COMPLETED`; `error` says how it failed."""
+
+    error: str | None = None
+
+
+class BlockJobFailure(Object):
+    """The data of `BLOCK_JOB_ERROR`."""
+
+    device: str
+    operation: Literal["read", "write"]
+    action: OnError
+
+
+class BlockJobPending(Object):
+    """The data of `BLOCK_JOB_PENDING`."""
+
+    type: str
+    id: str
+
+
+EVENTS: Final[dict[str, type[Object]]] = {
+    "BLOCK_EXPORT_DELETED": ExportDeleted,
+    "BLOCK_JOB_CANCELLED": BlockJobFigures,
+    "BLOCK_JOB_COMPLETED": BlockJobCompleted,
+    "BLOCK_JOB_ERROR": BlockJobFailure,
+    "BLOCK_JOB_PENDING": BlockJobPending,
+    "BLOCK_JOB_READY": BlockJobFigures,
+    "JOB_STATUS_CHANGE": JobStatusChange,
+}
+"""The events of a storage daemon."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from vblk.cli.failure import Failure
-from vblk.cli.io.prompt import LINE_MAX, LineReader
+from vblk.cli.io_prompt import LINE_MAX, LineReader
 
 
 def lines_of(fd: int) -> list[str]:

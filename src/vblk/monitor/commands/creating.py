@@ -24,12 +24,14 @@ from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.jobs.job import Job
 from vblk.monitor.arguments import Reader, joined, missing, refuse_rest, taken, wrong_type
-from vblk.monitor.blockdev import check_node
+from vblk.monitor.blockdev import Blockdev, check_node, node_options
 from vblk.monitor.daemon import Daemon
+from vblk.monitor.introspection import Introspection
+from vblk.monitor.reflection import members_of
 from vblk.monitor.schema import Object
 from vblk.monitor.table import CommandTable
 from vblk.opening import hand_down, open_image, open_node
-from vblk.options import NodeOptions, NodeReference, from_mapping
+from vblk.options import NodeOptions, NodeReference
 from vblk.protocols.file import CreateOptions, create_file
 from vblk.units import MIB, is_power_of_two
 from vblk.wire.qmp import QmpError
@@ -79,6 +81,21 @@ class NewImageOptions:
         refuse_rest(rest, name)
         return made
 
+    @classmethod
+    def describe(cls, schema: Introspection) -> str:
+        """Add the type of the options of new images."""
+        reference = {"name": "file", "type": schema.alternate([schema.type(Blockdev), "str"])}
+        variants = {"file": schema.object([*members_of(FileName), *members_of(CreateOptions)])}
+        for driver in CREATED[1:]:
+            own = schema.members(
+                member._replace(required=member.required or member.name == "size")
+                for member in members_of(creator_of(driver).options)
+            )
+            if driver == "qcow2":
+                own.append({"name": "version", "default": None, "type": schema.enum(_VERSIONS)})
+            variants[driver] = schema.object_of([reference, *own])
+        return schema.union("driver", variants, [])
+
 
 def _file(reader: Reader, value: Any, name: str) -> NodeOptions | NodeReference:
     if isinstance(value, str):
@@ -87,7 +104,7 @@ def _file(reader: Reader, value: Any, name: str) -> NodeOptions | NodeReference:
         raise wrong_type(name, "BlockdevRef")
     described = reader.mapping(value, name)
     check_node(reader, described, name)
-    return from_mapping(described)
+    return node_options(described)
 
 
 class CreateJob(Job):

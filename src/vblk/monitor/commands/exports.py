@@ -14,10 +14,12 @@ from vblk.exports.nbd import NamedBitmap, NbdExport, NbdServer
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import READING, Permission
 from vblk.graph.node import Node
+from vblk.graph.recording import find_bitmap
 from vblk.monitor.client import Client
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import (
     AnyAddress,
+    BitmapOfNode,
     ExportDel,
     ExportInfo,
     ExportOptions,
@@ -156,7 +158,7 @@ async def _add(daemon: Daemon, node: Node, options: ExportOptions) -> None:
     server = daemon.nbd_server
     if server is None:
         raise QmpError("NBD server not running")
-    bitmaps = [NamedBitmap(name, _find_bitmap(node, name)) for name in options.bitmaps]
+    bitmaps = [_named_bitmap(daemon, node, each) for each in options.bitmaps]
     permissions = READING | (Permission.WRITE if options.writable else Permission.NONE)
     handle = daemon.graph.hold(node, f"export '{options.id}'", permissions, _SHARED)
     try:
@@ -198,6 +200,12 @@ async def _add_fuse(daemon: Daemon, node: Node, options: FuseExportOptions) -> N
         await daemon.graph.release(handle)
         raise
     daemon.add_export(export)
+
+
+def _named_bitmap(daemon: Daemon, node: Node, wanted: str | BitmapOfNode) -> NamedBitmap:
+    if isinstance(wanted, str):
+        return NamedBitmap(wanted, _find_bitmap(node, wanted))
+    return NamedBitmap(wanted.name, find_bitmap(daemon.find_either(wanted.node), wanted.name))
 
 
 def _find_bitmap(node: Node, name: str) -> DirtyBitmap:

@@ -57,7 +57,7 @@ async def job_resume(daemon: Daemon, arguments: JobId) -> None:
     find_job(daemon, arguments.id).resume()
 
 
-@TABLE.command("job-cancel")
+@TABLE.command("job-cancel", out_of_band=True)
 async def job_cancel(daemon: Daemon, arguments: JobId) -> None:
     """End a job without its result."""
     find_job(daemon, arguments.id).cancel(force=True)
@@ -93,7 +93,7 @@ async def block_job_set_speed(daemon: Daemon, arguments: BlockJobSpeed) -> None:
     find_block_job(daemon, arguments.device).set_speed(arguments.speed)
 
 
-@TABLE.command("block-job-cancel")
+@TABLE.command("block-job-cancel", out_of_band=True)
 async def block_job_cancel(daemon: Daemon, arguments: BlockJobCancel) -> None:
     """End a job; one that is ready ends with its result, unless by force."""
     find_block_job(daemon, arguments.device).cancel(force=arguments.force)

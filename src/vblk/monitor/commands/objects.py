@@ -8,9 +8,11 @@ from typing import Any
 
 from vblk.monitor.arguments import Reader
 from vblk.monitor.daemon import Daemon
+from vblk.monitor.introspection import Introspection
+from vblk.monitor.reflection import members_of
 from vblk.monitor.schema import JobId
 from vblk.monitor.table import CommandTable
-from vblk.objects import add_object
+from vblk.objects import add_object, object_kinds
 from vblk.options.model import Empty, Scalar, flattened
 
 TABLE = CommandTable()
@@ -27,6 +29,12 @@ class ObjectOptions:
         """Read the options of an object."""
         flat = flattened(reader.mapping(value, name))
         return cls({name: member for name, member in flat if not isinstance(member, Empty)})
+
+    @classmethod
+    def describe(cls, schema: Introspection) -> str:
+        """Add the type of an object's options."""
+        variants = {kind: schema.object(members_of(options)) for kind, options in object_kinds().items()}
+        return schema.union("qom-type", variants, [{"name": "id", "type": "str"}])
 
 
 @TABLE.command("object-add")

@@ -17,6 +17,7 @@ from vblk.monitor.actions import Action, ActionTable, Undo
 from vblk.monitor.arguments import Reader, joined, taken
 from vblk.monitor.commands import bitmaps, surgery
 from vblk.monitor.daemon import Daemon
+from vblk.monitor.introspection import Introspection
 from vblk.monitor.schema import Object
 from vblk.monitor.table import CommandTable
 from vblk.wire.qmp import QmpError
@@ -51,6 +52,15 @@ class Chosen:
         action = ACTIONS.find(kind)
         data = reader.value(taken(rest, "data", name), action.arguments, joined(name, "data"))
         return cls(action, data)
+
+    @classmethod
+    def describe(cls, schema: Introspection) -> str:
+        """Add the type of an action."""
+        variants = {
+            action.name: schema.object_of([{"name": "data", "type": schema.type(action.arguments)}])
+            for action in ACTIONS
+        }
+        return schema.union("type", variants, [])
 
 
 class CompletionMode(Enum):

@@ -17,7 +17,7 @@ from vblk.cli.failure import SUCCESS, Failure
 from vblk.cli.objects import objects_of, objects_option
 
 if TYPE_CHECKING:
-    from vblk.cli.io.session import Session
+    from vblk.qemu_io.session import Session
 
 __all__ = ["VERB"]
 
@@ -110,9 +110,9 @@ async def _run(arguments: IoArguments, console: Console) -> int:
 
         console.print(version_text(console.name))
         return SUCCESS
-    from vblk.cli.io.commands import by_name
-    from vblk.cli.io.prompt import run_prompt
-    from vblk.cli.io.session import Session
+    from vblk.cli.io_prompt import run_prompt
+    from vblk.qemu_io.commands import by_name
+    from vblk.qemu_io.session import Session
 
     _check(arguments)
     session = Session(
@@ -141,7 +141,7 @@ def _check(arguments: IoArguments) -> None:
     Raises:
         Failure: Always in one sentence.
     """
-    from vblk.cli.io.images import AIO_MODES, read_cache, read_discard
+    from vblk.qemu_io.images import AIO_MODES, read_cache, read_discard
 
     if len(arguments.operands) > 1:
         raise Failure("Expecting at most one image file name", hint=True)
@@ -159,9 +159,9 @@ def _check(arguments: IoArguments) -> None:
 
 async def _open(session: "Session", arguments: IoArguments) -> None:
     """Open the image that the call names."""
-    from vblk.cli.io.images import open_image, read_discard, with_discard
-    from vblk.cli.io.session import Access
     from vblk.options import NodeOptions, parse_image_opts
+    from vblk.qemu_io.images import open_image, read_discard, with_discard
+    from vblk.qemu_io.session import Access
 
     name: str | None = arguments.operands[0]
     options = NodeOptions(driver=arguments.format)

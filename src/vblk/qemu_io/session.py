@@ -12,11 +12,8 @@ import errno
 import os
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from typing import Protocol, TextIO
 
-from vblk.cli.console import Console
-from vblk.cli.failure import FAILURE, SUCCESS, Failure, sentence
-from vblk.cli.io.language import Call, Complaint, Misuse, parse_call, split_line
-from vblk.cli.io.table import Command
 from vblk.errors import BlockError, ImageError, NodeFailed, OutOfRange
 from vblk.filters.events import EventListener, InjectedError, find_listener
 from vblk.graph.handle import Handle
@@ -24,9 +21,24 @@ from vblk.graph.node import Buffer
 from vblk.graph.objects import Objects
 from vblk.graph.registry import Graph
 from vblk.options import NodeOptions
+from vblk.qemu_io.language import Call, Complaint, Misuse, parse_call, split_line
+from vblk.qemu_io.table import Command
+from vblk.wording import FAILURE, SUCCESS, Failure, sentence
 
 MISALIGNMENT = 16
 """By how many bytes `-m` moves buffers from where memory would be well aligned."""
+
+
+class Console(Protocol):
+    """Where the words of a session go; `name` stands before its messages."""
+
+    name: str
+    out: TextIO
+    err: TextIO
+
+    def print(self, *lines: str) -> None:
+        """Write lines to the output."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +217,11 @@ class Session:
         """Wait until no request runs any more."""
         while self._running:
             await asyncio.gather(*self._running)
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests run on."""
+        return bool(self._running)
 
     def listener(self) -> EventListener | None:
         """Return the node that breakpoints are set on, if the image has one."""

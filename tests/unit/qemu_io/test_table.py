@@ -2,8 +2,8 @@
 
 import pytest
 
-from vblk.cli.io.commands import COMMANDS, by_name
-from vblk.cli.io.table import Command
+from vblk.qemu_io.commands import COMMANDS, by_name
+from vblk.qemu_io.table import Command
 
 NAMES = [command.name for command in COMMANDS]
 

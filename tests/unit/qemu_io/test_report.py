@@ -2,7 +2,7 @@
 
 import pytest
 
-from vblk.cli.io.report import Transfer, clock_time, dump, in_units, short_time
+from vblk.qemu_io.report import Transfer, clock_time, dump, in_units, short_time
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ handle.
 import time
 from collections.abc import Awaitable
 
-from vblk.cli.io.language import (
+from vblk.errors import BlockError, Unsupported
+from vblk.qemu_io.language import (
     REQUEST_MAX,
     Call,
     Complaint,
@@ -17,9 +18,8 @@ from vblk.cli.io.language import (
     read_pattern,
     require_sectors,
 )
-from vblk.cli.io.report import Transfer, dump
-from vblk.cli.io.session import Session
-from vblk.errors import BlockError, Unsupported
+from vblk.qemu_io.report import Transfer, dump
+from vblk.qemu_io.session import Session
 from vblk.units import MIB, OFFSET_MAX
 
 FILL = 0xCD

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vblk.cli.io.language import Call
+from vblk.qemu_io.language import Call
 
 if TYPE_CHECKING:
-    from vblk.cli.io.session import Session
+    from vblk.qemu_io.session import Session
 
 Handler = Callable[["Session", Call], Awaitable[None]]
 

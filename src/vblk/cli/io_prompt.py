@@ -8,7 +8,7 @@ import asyncio
 import os
 
 from vblk.cli.failure import Failure
-from vblk.cli.io.session import Session
+from vblk.qemu_io.session import Session
 
 LINE_MAX = 1 << 20
 """The longest line, in bytes."""
@@ -71,7 +71,8 @@ async def run_prompt(session: Session, program: str, fd: int = 0) -> None:
     """Carry out commands from a descriptor until it ends or a command says so."""
     reader = LineReader(fd)
     while not session.ended:
-        session.console.write(f"{program}> ")
+        session.console.out.write(f"{program}> ")
+        session.console.out.flush()
         line = await reader.next_line()
         if line is None:
             break

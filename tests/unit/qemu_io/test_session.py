@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from vblk.cli.console import Console
-from vblk.cli.io.commands import by_name
-from vblk.cli.io.session import Session
+from vblk.qemu_io.commands import by_name
+from vblk.qemu_io.session import Session
 
 MEMORY = "open -o driver=memory,size=1M"
 FAULTY = "open -o driver=blkdebug,image.driver=memory,image.size=1M"

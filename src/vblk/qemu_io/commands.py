@@ -4,8 +4,8 @@ Owns: the table, and the words of the help. How a command works is in the module
 that its handler comes from.
 """
 
-from vblk.cli.io import control, images, inspect, transfers
-from vblk.cli.io.table import Command, Option
+from vblk.qemu_io import control, images, inspect, transfers
+from vblk.qemu_io.table import Command, Option
 
 _QUIET = Option("q", "do not report the request's end")
 _MACHINE = Option("C", "report for programs: bytes, requests, time, bytes and requests a second")

@@ -6,10 +6,6 @@ Owns: what the options of a call mean for an image, and the nodes that `-s` and
 
 from dataclasses import replace
 
-from vblk.cli.failure import Failure, sentence
-from vblk.cli.images import GUESSED
-from vblk.cli.io.language import Call
-from vblk.cli.io.session import Access, OpenImage, Session
 from vblk.errors import BlockError, GraphError, NeedsReplay, OptionError
 from vblk.graph.edge import READING, WRITING
 from vblk.graph.node import Node
@@ -18,6 +14,9 @@ from vblk.graph.registry import Graph
 from vblk.graph.site import ChainRules, Request
 from vblk.opening import open_node
 from vblk.options import NodeOptions, merge, parse_image_opts, with_filename
+from vblk.qemu_io.language import Call
+from vblk.qemu_io.session import Access, OpenImage, Session
+from vblk.wording import GUESSED, Failure, sentence
 
 CACHE_MODES = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
 DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}

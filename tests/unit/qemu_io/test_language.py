@@ -2,7 +2,7 @@
 
 import pytest
 
-from vblk.cli.io.language import (
+from vblk.qemu_io.language import (
     REQUEST_MAX,
     Complaint,
     Misuse,

@@ -6,13 +6,13 @@ Owns: what they print. It moves no payload.
 import os
 from collections.abc import AsyncGenerator
 
-from vblk.cli.failure import Failure
-from vblk.cli.io.language import Call, read_number
-from vblk.cli.io.report import in_units
-from vblk.cli.io.session import Session
 from vblk.errors import BlockError
 from vblk.graph.node import Preallocation
+from vblk.qemu_io.language import Call, read_number
+from vblk.qemu_io.report import in_units
+from vblk.qemu_io.session import Session
 from vblk.units import GIB
+from vblk.wording import Failure
 
 MAP_STEP = 64 * GIB
 """How much of a disk is asked about at once, so that a disk of many extents needs no list of them all."""
@@ -34,7 +34,7 @@ async def info(session: Session, call: Call) -> None:
         "vm state offset: 0 bytes",
     )
     if facts:
-        from vblk.cli.info import nested_lines
+        from vblk.describing import nested_lines
 
         session.say("Format specific information:")
         session.say(*nested_lines(facts, 1))

@@ -9,10 +9,10 @@ import errno
 import os
 import signal
 
-from vblk.cli.io.language import Call, Complaint, read_integer, read_number
-from vblk.cli.io.session import Session
 from vblk.errors import OptionError
 from vblk.filters.events import EventListener
+from vblk.qemu_io.language import Call, Complaint, read_integer, read_number
+from vblk.qemu_io.session import Session
 
 
 async def help_command(session: Session, call: Call) -> None:
