@@ -54,6 +54,7 @@ class TlsPsk:
 
     dir: str | None = None
     endpoint: Literal["client", "server"] = "client"
+    verify_peer: bool = True
     username: str | None = None
     priority: str | None = None
 
@@ -196,6 +197,8 @@ def _tls_x509(options: TlsX509, objects: Objects) -> object:
 def _tls_psk(options: TlsPsk, _: Objects) -> object:
     if options.dir is None:
         raise OptionError("Missing 'dir' property value")
+    if not options.verify_peer:
+        raise Unsupported("tls-creds-psk: verify-peer=off is not supported: keys prove both sides")
     if options.username is not None and options.endpoint == "server":
         raise OptionError("username should not be set when endpoint=server")
     from vblk.aio.gnutls import PRIORITY, USER, PskCredentials

@@ -92,6 +92,7 @@ def test_what_makes_no_sense_is_refused_in_qemus_words(text: str, words: str) ->
     [
         "tls-creds-anon,id=t",
         "secret,id=s,data=x,keyid=k",
+        "tls-creds-psk,id=t,dir=/,verify-peer=off",
         "tls-creds-x509,id=t,dir=/,priority=NORMAL:-VERS-TLS1.2",
     ],
 )

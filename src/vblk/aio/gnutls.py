@@ -92,7 +92,6 @@ def _declare(library: Any) -> None:
         ("gnutls_record_recv", ctypes.c_ssize_t, (pointer, pointer, size)),
         ("gnutls_record_send", ctypes.c_ssize_t, (pointer, pointer, size)),
         ("gnutls_bye", ctypes.c_int, (pointer, ctypes.c_int)),
-        ("gnutls_alert_send_appropriate", ctypes.c_int, (pointer, ctypes.c_int)),
         ("gnutls_error_is_fatal", ctypes.c_int, (ctypes.c_int,)),
         ("gnutls_strerror", text, (ctypes.c_int,)),
     ):
@@ -213,7 +212,6 @@ class _PskSession(TlsSession):
             if result in _AGAIN:
                 return
             if self._library.gnutls_error_is_fatal(result):
-                self._library.gnutls_alert_send_appropriate(self._session, result)
                 raise PeerError(f"TLS handshake failed: {_told(result)}")
 
     def _take(self, data: bytes) -> bytes:
@@ -249,8 +247,9 @@ class _PskSession(TlsSession):
         return data
 
     def farewell(self) -> None:
-        """Tell the peer that nothing follows."""
-        self._library.gnutls_bye(self._session, _WILL_SEND)
+        """Tell the peer that nothing follows, once there was a handshake."""
+        if self.handshake_done:
+            self._library.gnutls_bye(self._session, _WILL_SEND)
 
     @property
     def peer_name(self) -> str | None:

@@ -56,7 +56,11 @@ class TlsSession(ABC):
 
     @abstractmethod
     def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypt plain bytes, after the handshake."""
+        """Encrypt plain bytes, after the handshake.
+
+        Raises:
+            PeerError: The peer has ended the session, or this end has.
+        """
 
     @abstractmethod
     def to_send(self) -> bytes:
@@ -64,7 +68,7 @@ class TlsSession(ABC):
 
     @abstractmethod
     def farewell(self) -> None:
-        """Tell the peer that nothing follows."""
+        """Tell the peer that nothing follows, once there was a handshake."""
 
     @property
     @abstractmethod

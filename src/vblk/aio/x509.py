@@ -135,16 +135,20 @@ class _X509Session(TlsSession):
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt plain bytes."""
         if len(data):
-            self._object.write(data)
+            try:
+                self._object.write(data)
+            except ssl.SSLError as error:
+                raise PeerError(f"Cannot write to TLS channel: {_words(error)}") from error
 
     def to_send(self) -> bytes:
         """Return what is to be sent over the wire."""
         return self._outgoing.read()
 
     def farewell(self) -> None:
-        """Tell the peer that nothing follows."""
-        with suppress(ssl.SSLError):  # the peer's own is not waited for
-            self._object.unwrap()
+        """Tell the peer that nothing follows, once there was a handshake."""
+        if self.handshake_done:
+            with suppress(ssl.SSLError):  # the peer's own is not waited for
+                self._object.unwrap()
 
     @property
     def peer_name(self) -> str | None:
@@ -152,9 +156,12 @@ class _X509Session(TlsSession):
         certificate = self._object.getpeercert(binary_form=True) if self.handshake_done else None
         if certificate is None:
             return None
+        import warnings
+
         from cryptography import x509  # takes long to import, and few ask
 
-        return x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
+        with warnings.catch_warnings(action="ignore"):  # names that no standard allows are names all the same
+            return x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
 
 
 _OTHER_HOST: Final = (62, 64)

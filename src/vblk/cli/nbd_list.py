@@ -86,6 +86,8 @@ async def _asked(address: Named, secure: Callable[[], TlsSession] | None) -> lis
         while listing.export is None:
             data = await reader.read(_ROOM)
             if not data:
+                if listing.awaits_tls:
+                    raise Failure("TLS handshake failed: The TLS connection was non-properly terminated.")
                 raise Failure("Failed to read data: Unexpected end-of-file before all data were read")
             if session is not None:
                 try:

@@ -94,6 +94,13 @@ def test_the_server_knows_the_client_by_its_name(tmp_path: Path) -> None:
     assert client.peer_name == "CN=server"
 
 
+def test_a_session_that_was_ended_sends_nothing_more(ends: Ends) -> None:
+    client, _ = ends
+    client.farewell()
+    with pytest.raises(PeerError, match="Cannot write to TLS channel"):
+        client.send(b"more")
+
+
 def test_a_server_of_another_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match=r"^Certificate does not match the hostname other.example$"):
         shake_hands(*x509(make_credentials(tmp_path), host="other.example"))

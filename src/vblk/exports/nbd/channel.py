@@ -159,7 +159,7 @@ class Channel:
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Send buffers of bytes, which the caller does not change any more."""
-        if self._tls is not None:
+        if self._tls is not None and not self.closed:
             for buffer in buffers:
                 self._tls.send(buffer)
             buffers = [self._tls.to_send()]
