@@ -138,10 +138,6 @@ def hand_down(options: NodeOptions) -> NodeOptions:
 async def open_node(graph: Graph, options: NodeOptions, request: Request) -> Node:
     """Open a node and everything below it; it has no user yet."""
     check_consistent(options)
-    if options.detect_zeroes not in (None, "off"):
-        raise Unsupported(
-            "detecting zeroes in what is written (detect-zeroes) is not in this version of vblk"
-        )
     if options.driver is None and "filename" in options.own:
         return await _open_driver(graph, replace(options, driver=_local_driver(options)), request)
     if options.driver is None:
@@ -218,6 +214,10 @@ async def _open_driver(
         await site.abandon()
         raise
     node.options = options
+    if options.detect_zeroes not in (None, "off"):
+        from vblk.graph.zero_detection import set_detection
+
+        set_detection(node, options.detect_zeroes or "off")
     return node
 
 

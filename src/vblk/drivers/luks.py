@@ -156,11 +156,12 @@ class LuksNode(Opaque):
     ) -> None:
         """Write encrypted zeros: storage that reads as zeros would decrypt to noise."""
         self.require_writable()
+        self._unlocked()
         if no_fallback:
             raise Unsupported("encrypted zeros have to be written out", filename=self.filename)
         zeros = memoryview(bytes(min(length, _PIECE)))
         for at in range(0, length, _PIECE):
-            await self.write(offset + at, zeros[: length - at])
+            await self._aligner.write(offset + at, zeros[: length - at])
         if fua:
             await self.flush()
 

@@ -86,6 +86,7 @@ class Node(ABC):
         self.options: NodeOptions | None = None
         """How the node was opened, where it was opened by options."""
         self.hurried = 0
+        self.detect_zeroes = "off"
         self.bitmaps: dict[str, DirtyBitmap] = {}
 
     def child(self, role: Role) -> "Node | None":

@@ -1,8 +1,7 @@
 """Nodes that note what of them was changed, in their dirty bitmaps.
 
 Owns: which operations mark, and how a node begins and ends to note. A node
-without bitmaps is exactly what it was: a node with some is of a subclass of its
-own class, made when it is first needed, that marks after each change.
+without bitmaps pays nothing: one with some changes its class (`vblk.graph.kinds`).
 
 Ordering rule: a mark comes after its change has ended, well or not, and before
 anybody is told that it has; a request that is cancelled is over when its mark is
@@ -15,17 +14,16 @@ from typing import ClassVar
 
 from vblk.errors import GraphError
 from vblk.graph.dirty_bitmap import DirtyBitmap, granularity_for
+from vblk.graph.kinds import Extra, add_extra, remove_extra
 from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.registry import Graph
 
-_kinds: dict[type[Node], type[Node]] = {}
 
-
-class Recording(Node):
+class Recording(Extra):
     """What a node with bitmaps does more than one without."""
 
+    below_name: ClassVar[str] = "recorded"
     recorded: ClassVar[type[Node]]
-    """The class that the node is of without bitmaps."""
 
     def _mark(self, offset: int, length: int) -> None:
         for bitmap in self.bitmaps.values():
@@ -110,8 +108,7 @@ def put_bitmap(node: Node, bitmap: DirtyBitmap) -> None:
     """
     if bitmap.name in node.bitmaps:
         raise GraphError(f"Bitmap already exists: {bitmap.name}")
-    if not node.bitmaps:
-        node.__class__ = _recording(type(node))
+    add_extra(node, Recording)
     node.bitmaps[bitmap.name] = bitmap
 
 
@@ -137,14 +134,5 @@ def remove_bitmap(node: Node, name: str) -> DirtyBitmap:
     bitmap.require_free()
     del node.bitmaps[name]
     if not node.bitmaps:
-        kind = type(node)
-        assert issubclass(kind, Recording)
-        node.__class__ = kind.recorded
+        remove_extra(node, Recording)
     return bitmap
-
-
-def _recording(kind: type[Node]) -> type[Node]:
-    """Return the class of `kind`s that record."""
-    if kind not in _kinds:
-        _kinds[kind] = type(kind.__name__, (Recording, kind), {"recorded": kind, "__doc__": kind.__doc__})
-    return _kinds[kind]

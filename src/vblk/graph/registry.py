@@ -244,12 +244,12 @@ class Graph:
         """Close a node that never got a user, as after a failed open."""
         await to_the_end(self._close_unused([node]))
 
-    async def reopen(self, node: Node, *, read_only: bool) -> None:
-        """Change a node and its `file` children between reading only and writing.
+    async def reopen(self, node: Node, *, read_only: bool, handles: bool = True) -> None:
+        """Change a node and what stores it between reading only and writing.
 
         Nothing is in flight meanwhile. When a child refuses, what was changed
-        already is changed back. The handles on `node` itself take on the new
-        access.
+        already is changed back. With `handles` those on `node` itself take on the
+        new access; otherwise they do what they did.
 
         Raises:
             PermissionConflict: A user of one of the nodes excludes writing, or
@@ -260,7 +260,7 @@ class Graph:
         from vblk.graph.reopening import change_access
 
         async with self.changing(node):
-            await to_the_end(change_access(self, node, read_only=read_only, handles=True))
+            await to_the_end(change_access(self, node, read_only=read_only, handles=handles))
 
     async def replace(self, old: Node, new: Node, *, users: Sequence[Edge] | None = None) -> None:
         """Let the users of `old`, or those of its `users` that are given, use `new`.
