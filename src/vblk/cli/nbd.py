@@ -454,7 +454,12 @@ OPTIONS: Final = (
     ),
     option("--aio", "aio", metavar="MODE", help="How requests reach the system: threads, the only one here."),
     option("--discard", "discard", metavar="MODE", help="Whether discards reach the image: ignore or unmap."),
-    option("--detect-zeroes", "detect_zeroes", metavar="MODE", help="Look for zeros in writes: off."),
+    option(
+        "--detect-zeroes",
+        "detect_zeroes",
+        metavar="MODE",
+        help="Look for zeros in writes: on, unmap or off.",
+    ),
     flag("--image-opts", "image_opts", help="FILE is options: driver=vhdx,file.filename=a.vhdx"),
     flag("-V", "--version", "version", help="Show the version."),
 )

@@ -40,6 +40,7 @@ class RawNode(Mapper):
     """A node whose guest offsets are its file's offsets, less the window's start."""
 
     driver = "raw"
+    has_tables = False
 
     def __init__(
         self, name: str, filename: str, *, read_only: bool, file: Node, options: Options, probed: bool = False

@@ -32,6 +32,9 @@ class Mapper(Node):
     lookup_step = 1 << 62
     """The most guest bytes that one lookup covers, so that tables load in pieces."""
 
+    has_tables = True
+    """Whether the format keeps something of the file in memory beside payload."""
+
     damage_unit: int | None = None
     """How many bytes of the disk, a power of two, one wrong entry of the format spoils as a whole."""
 

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import Engine
@@ -27,6 +27,9 @@ from vblk.graph.handle import Handle, Traffic
 from vblk.graph.node import Node
 from vblk.graph.objects import Objects
 from vblk.runtime.uninterrupted import to_the_end
+
+if TYPE_CHECKING:
+    from vblk.graph.reopening import NodeChange
 
 
 @dataclass(slots=True, eq=False)
@@ -140,14 +143,14 @@ class Graph:
         self.rewire(Rewiring(added=[edge]))
         return edge
 
-    def rewire(self, rewiring: Rewiring) -> Rewiring:
+    def rewire(self, rewiring: Rewiring, *, as_if: Mapping[Node, bool] | None = None) -> Rewiring:
         """Change edges, tell everybody whose edges they are, and return what changes them back.
 
         Where an edge is led elsewhere nothing may be in flight.
 
         Raises: as `Edges.apply`.
         """
-        inverse = self.edges.apply(rewiring)
+        inverse = self.edges.apply(rewiring, as_if=as_if)
         self._tell(rewiring)
         return inverse
 
@@ -257,10 +260,21 @@ class Graph:
 
         Cancellation: a change that has begun is finished, or taken back, first.
         """
-        from vblk.graph.reopening import change_access
+        from vblk.graph.reopening import NodeChange
 
-        async with self.changing(node):
-            await to_the_end(change_access(self, node, read_only=read_only, handles=handles))
+        await self.change([NodeChange(node, read_only, handles=handles)])
+
+    async def change(self, changes: "Sequence[NodeChange]") -> None:
+        """Give nodes other access and other children, all of them or none.
+
+        Raises: as `reopen` and `replace`; GraphError for a child that cannot go or come.
+
+        Cancellation: changes that have begun are finished, or taken back, first.
+        """
+        from vblk.graph.reopening import change_nodes
+
+        async with self.changing(*(change.node for change in changes)):
+            await to_the_end(change_nodes(self, changes))
 
     async def replace(self, old: Node, new: Node, *, users: Sequence[Edge] | None = None) -> None:
         """Let the users of `old`, or those of its `users` that are given, use `new`.

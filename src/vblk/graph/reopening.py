@@ -1,4 +1,4 @@
-"""Changing nodes that are in use between reading only and writing.
+"""Changing nodes that are in use: between reading only and writing, and to other children.
 
 Owns: which nodes change together, and in which order. It takes no drain: who
 calls it is `Graph.changing` the node.
@@ -8,23 +8,25 @@ format finishes before its storage. Permissions are there before they are used, 
 go after their last use. What fails is changed back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
 
-from vblk.errors import BlockError
-from vblk.graph.edge import READING, WRITING, Access, Edge, Role, access_of
-from vblk.graph.edges import Rewiring
+from vblk.errors import BlockError, GraphError
+from vblk.graph.edge import READING, WRITING, Access, Edge, Role, access_of, edge_of
+from vblk.graph.edges import Rewiring, reachable
+from vblk.graph.mapper import Mapper
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 
 
-def members_below(graph: Graph, node: Node, *, read_only: bool) -> list[Node]:
+def members_below(graph: Graph, node: Node, *, read_only: bool, others: Container[Node] = ()) -> list[Node]:
     """Return a node and what stores it, as far as they change with it, from the top down.
 
-    What somebody keeps under a name of its own keeps its access as well.
+    What somebody keeps under a name of its own keeps its access as well, and so do `others`.
     """
     members: list[Node] = []
     member: Node | None = node
-    while member is not None and (member is node or not graph.keeps(member)):
+    while member is not None and (member is node or not (graph.keeps(member) or member in others)):
         if member.read_only != read_only:
             members.append(member)
         member = member.below
@@ -41,35 +43,100 @@ def storage_access(members: Sequence[Node], *, read_only: bool) -> dict[Edge, Ac
     }
 
 
-async def change_access(graph: Graph, node: Node, *, read_only: bool, handles: bool) -> None:
-    """Change a node and what stores it, and, if asked to, what its handles do.
+@dataclass(slots=True)
+class NodeChange:
+    """What a node is to be: its access, and, by their names, the children that are others then.
 
-    Raises:
-        PermissionConflict: A user of one of the nodes excludes writing, or
-            writes where writing is to end.
+    A child that is None goes. With `handles` those on the node take on the new
+    access; otherwise they do what they did.
     """
-    members = members_below(graph, node, read_only=read_only)
-    rewiring = Rewiring(access=storage_access(members, read_only=read_only))
-    if handles:
-        for edge in graph.users(node):
-            if edge.role is None:
-                rewiring.access[edge] = Access(READING if read_only else WRITING, edge.shared)
-    as_if = dict.fromkeys(members, read_only)
-    graph.edges.check(rewiring, as_if=as_if)
-    if read_only:
-        await reopen_members(members, read_only=True)
-        try:
-            graph.rewire(rewiring)
-        except BaseException:  # somebody came meanwhile
-            await change_back(members, read_only=False)
-            raise
-        return
-    before = graph.edges.apply(rewiring, as_if=as_if)
+
+    node: Node
+    read_only: bool
+    children: dict[str, Node | None] = field(default_factory=dict[str, "Node | None"])
+    handles: bool = False
+
+
+async def change_nodes(graph: Graph, changes: Sequence[NodeChange]) -> None:
+    """Change nodes, and what stores them, all or none; see `Graph.change`."""
+    plan = _Plan({change.node for change in changes})
+    for change in changes:
+        _plan_children(plan.rewiring, change)
+        _plan_access(graph, plan, change)
+    as_if = dict.fromkeys(plan.closing, True) | dict.fromkeys(plan.opening, False)
+    graph.edges.check(plan.rewiring, as_if=as_if)
+    for edge in (*plan.rewiring.moved, *plan.rewiring.removed):
+        assert edge.parent is not None
+        await edge.parent.flush()
+    left = [edge.node for edge in (*plan.rewiring.moved, *plan.rewiring.removed)]
+    closing, opening = _from_the_top(plan.closing), _from_the_top(plan.opening)
+    await reopen_members(closing, read_only=True)
     try:
-        await reopen_members(members, read_only=False)
-    except BaseException:
-        graph.edges.restore(before)
+        before = graph.rewire(plan.rewiring, as_if=as_if)
+        try:
+            await reopen_members(opening, read_only=False)
+        except BaseException:
+            graph.restore(before)
+            raise
+    except BaseException:  # somebody came meanwhile, or storage that does not open for writing
+        await change_back(closing, read_only=False)
         raise
+    await graph.close_unused(left)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What is to be done: edges that change, nodes that end writing, nodes that begin."""
+
+    named: set[Node]
+    """The nodes that a change was asked for."""
+    rewiring: Rewiring = field(default_factory=Rewiring)
+    closing: list[Node] = field(default_factory=list[Node])
+    opening: list[Node] = field(default_factory=list[Node])
+
+
+def _plan_children(rewiring: Rewiring, change: NodeChange) -> None:
+    node = change.node
+    for name, child in change.children.items():
+        edge = node.children.get(name)
+        if edge is None and child is not None:
+            if name != Role.BACKING.value or not isinstance(node, Mapper) or not node.takes_backing:
+                raise GraphError(f"Node '{node.name}' does not support a child '{name}'")
+            rewiring.added = [*rewiring.added, edge_of(node, Role.BACKING, child)]
+        elif edge is not None and child is None:
+            if edge.role is not Role.BACKING:
+                raise GraphError(f"Node '{node.name}' cannot be without its child '{name}'")
+            rewiring.removed = [*rewiring.removed, edge]
+        elif edge is not None and child is not None and child is not edge.node:
+            if edge.role is Role.FILE and isinstance(node, Mapper) and node.has_tables:
+                _refuse_other_tables(node, edge.node, child)
+            rewiring.moved[edge] = child
+
+
+def _refuse_other_tables(node: Node, old: Node, new: Node) -> None:
+    """Let an image whose tables are in memory go on only where its bytes are the same."""
+    if old not in reachable(new) and new not in reachable(old):
+        raise GraphError(
+            f"the file of '{node.name}' can be replaced by a filter on it, or by what that decorates: "
+            f"'{new.name}' is another file"
+        )
+
+
+def _plan_access(graph: Graph, plan: _Plan, change: NodeChange) -> None:
+    members = members_below(graph, change.node, read_only=change.read_only, others=plan.named)
+    changed = plan.closing if change.read_only else plan.opening
+    changed += [member for member in members if member not in changed]
+    plan.rewiring.access |= storage_access(members, read_only=change.read_only)
+    if change.handles:
+        for edge in graph.users(change.node):
+            if edge.role is None:
+                permissions = READING if change.read_only else WRITING
+                plan.rewiring.access[edge] = Access(permissions, edge.shared)
+
+
+def _from_the_top(nodes: Sequence[Node]) -> list[Node]:
+    """Return nodes so that each comes before what is below it."""
+    return sorted(nodes, key=lambda node: -len(reachable(node)))
 
 
 async def reopen_members(members: Sequence[Node], *, read_only: bool) -> None:

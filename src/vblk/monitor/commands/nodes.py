@@ -90,6 +90,7 @@ async def describe_node(node: Node, *, flat: bool = False) -> NodeInfo:
         node_name=node.name,
         ro=node.read_only,
         drv=node.driver,
+        detect_zeroes=node.detect_zeroes,
         backing_file=image.get("full-backing-filename", image.get("backing-filename")),
         backing_file_depth=0 if flat else len(backing),
         encrypted=bool(image.get("encrypted")),
