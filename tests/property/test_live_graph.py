@@ -141,6 +141,8 @@ class LiveGraph(RuleBasedStateMachine):
                 written.append((offset, length))
             elif slot not in changed:
                 tasks.append(asyncio.create_task(self._read(handle, kind, offset, length)))
+            else:  # it may read old or new bytes, and copy them
+                tasks.append(asyncio.create_task(handle.read(offset, length)))
         surgery = asyncio.create_task(change)
         if cancel is not None:
             for _ in range(cancel):
