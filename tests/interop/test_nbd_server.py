@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import REPOSITORY, good
+from tests.support.command_line import REPOSITORY, call, good
 from tests.support.nbd import Server, qemu_nbd
 from tests.support.nodes import content_of
 
@@ -296,3 +296,19 @@ def test_an_offset_and_a_temporary_overlay_lie_over_the_image(
         shown = ran("nbdsh", "-u", server.uri(), "-c", "h.pwrite(b'over', 0); print(h.pread(8, 0).hex())")
         assert bytes.fromhex(shown) == b"over" + content[65540:65544]
     assert raw.read_bytes() == content
+
+
+def test_only_under_qemus_names_may_an_image_name_an_export(
+    raw: Path, content: bytes, tmp_path: Path
+) -> None:
+    overlay, out = tmp_path / "over.qcow2", tmp_path / "out.raw"
+    with vblk_nbd(tmp_path, raw, "-r") as server:
+        ran("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", server.uri(), overlay)
+        good("convert", "-O", "raw", overlay, out, program="qemu-img")
+        assert out.read_bytes() == content
+        refused = call("convert", "-O", "raw", overlay, out)
+        assert refused.status == 1
+        assert "images may only name files" in refused.err
+    far = tmp_path / "far.qcow2"
+    ran("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "nbd://h:1/x", far, "1M")
+    assert "images may only name files" in call("info", "--backing-chain", far, program="qemu-img").err

@@ -98,9 +98,7 @@ class InlineReader:
         if not self.supported:
             return False
         residency = self._residency
-        if residency is None or not residency.has(offset, length):
-            if residency is not None and offset + length <= residency.size:
-                return False
+        if residency is None or offset + length > residency.size:
             self._residency = residency = self._new_residency()
         return residency is not None and residency.has(offset, length)
 

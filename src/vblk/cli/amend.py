@@ -30,7 +30,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     read_options(arguments.options)
     if len(arguments.operands) != 1:
         raise Failure("Expecting one image file name")
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(graph, arguments.operands[0], arguments, console)
         raise Failure(f"Format driver '{handle.node.driver}' does not support option amendment")
 

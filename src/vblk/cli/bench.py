@@ -56,7 +56,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if engine != "threads":
         raise Failure(f"-i {engine}: this version of vblk has the engine 'threads' only")
     name = arguments.operands[0]
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(
             graph, name, arguments, console, read_only=not arguments.write, cache=arguments.cache
         )

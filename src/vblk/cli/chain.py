@@ -105,7 +105,7 @@ class Layer:
 async def run(arguments: Arguments, console: Console) -> int:
     """Open the chain as far as it goes, look at each image, show it."""
     name = arguments.one_operand()
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle, failure = await _open_as_far(graph, name, arguments, console)
         layers = [await _look_at(depth, node) for depth, node in enumerate(chain_of(handle.node))]
         _link(layers, chain_of(handle.node))

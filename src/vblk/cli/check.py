@@ -44,7 +44,7 @@ class Arguments(ImageArguments):
 async def run(arguments: Arguments, console: Console) -> int:
     """Open the image without its chain, check it, repair it if asked to, report."""
     name = arguments.one_operand()
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(graph, name, arguments, console, backing=False)
         node = handle.node
         if node.driver == "qcow2":

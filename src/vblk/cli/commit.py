@@ -36,7 +36,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if arguments.force_share:
         raise Failure("-U does not go with committing: nobody else may use the images meanwhile")
     options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         with shown_progress(
             console,
             wanted=arguments.progress,

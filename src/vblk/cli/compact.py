@@ -32,7 +32,7 @@ class Arguments(ImageArguments):
 async def run(arguments: Arguments, console: Console) -> int:
     """Open the image without its chain, compact it or say what that would win."""
     name = arguments.one_operand()
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(
             graph,
             name,

@@ -38,7 +38,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if len(arguments.operands) != 2:
         raise Failure("Expecting two image file names", hint=True)
     names = arguments.operands
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         first = await open_named(graph, names[0], arguments, console)
         second = await open_named(graph, names[1], arguments, console, format=arguments.second_format)
         if arguments.strict_sizes and first.size != second.size:

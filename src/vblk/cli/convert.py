@@ -87,7 +87,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if len(arguments.operands) < 2:
         raise Failure("Must specify image file name")
     *names, target = arguments.operands
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         sources = [await open_named(graph, name, arguments, console) for name in names]
         if arguments.snapshot is not None:
             raise no_snapshots(sources[0].node.driver)

@@ -71,7 +71,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if operands.source is None or operands.target is None:
         raise Failure("Must specify both input and output files")
     name, target = operands.source, operands.target
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(graph, name, arguments, console)
         required_creator(arguments.output_format, "Unknown file format")
         end = handle.size

@@ -17,7 +17,7 @@ from vblk.cli.objects import objects_of, objects_option
 from vblk.cli.values import SOURCE_CACHE_TYPE, PathMapType
 from vblk.errors import BlockError
 from vblk.graph.edge import Permission
-from vblk.graph.gate import BesideGate, DenyGate
+from vblk.graph.gate import DenyGate, gate_of
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.objects import Objects
@@ -103,10 +103,10 @@ def image_options() -> list[click.Option]:
 
 
 @asynccontextmanager
-async def image_graph(arguments: ImageArguments) -> AsyncGenerator[Graph]:
+async def image_graph(arguments: ImageArguments, console: Console) -> AsyncGenerator[Graph]:
     """Yield the graph of a command, with the gate that its user asked for; closes it."""
     objects = arguments.check()
-    gate = DenyGate() if arguments.deny_implicit else BesideGate()
+    gate = DenyGate() if arguments.deny_implicit else gate_of(console.name)
     async with Graph(gate=gate, objects=objects) as graph:
         yield graph
 

@@ -25,7 +25,7 @@ class Arguments(ImageArguments):
 async def run(arguments: Arguments, console: Console) -> int:
     """Open the image, with its chain if that was asked for, and report."""
     name = arguments.one_operand()
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(graph, name, arguments, console, backing=arguments.backing_chain)
         nodes = chain_of(handle.node) if arguments.backing_chain else [handle.node]
         reports = [await describe_image(node) for node in nodes]

@@ -31,7 +31,7 @@ class Arguments(ImageArguments):
 async def run(arguments: Arguments, console: Console) -> int:
     """Open the image and its chain, and print its spans."""
     name = arguments.one_operand()
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(graph, name, arguments, console)
         start = arguments.start_offset
         length = max(0, handle.size - start)

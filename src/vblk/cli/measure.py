@@ -52,7 +52,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if arguments.size is not None:
         required, full = await _measure(wanted, arguments.size, None, arguments.check())
     else:
-        async with image_graph(arguments) as graph:
+        async with image_graph(arguments, console) as graph:
             handle = await open_named(graph, arguments.operands[0], arguments, console)
             if arguments.snapshot is not None:
                 raise no_snapshots(handle.node.driver)

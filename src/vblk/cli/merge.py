@@ -44,7 +44,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if arguments.target_cache == "unsafe" and not arguments.keep:
         raise Failure("-t unsafe waits for nothing: what is merged so is not deleted, which wants --keep")
     options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         images = LocalImages(graph, name, options, arguments.rules(), cache=arguments.target_cache)
         looking = Merge(images, name, arguments.into, keep=arguments.keep, force=arguments.force)
         try:

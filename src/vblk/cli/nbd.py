@@ -24,6 +24,7 @@ from vblk.cli.images import named_options
 from vblk.cli.objects import objects_of, objects_option
 from vblk.errors import BlockError
 from vblk.graph.edge import READING, WRITING
+from vblk.graph.gate import gate_of
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
@@ -235,7 +236,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, over.set)
-        async with Graph(objects=self._objects) as graph:
+        async with Graph(gate=gate_of(self._console.name), objects=self._objects) as graph:
             tls = authorization = None
             try:
                 if arguments.tls_creds is not None:

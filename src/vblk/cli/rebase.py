@@ -41,7 +41,7 @@ async def run(arguments: Arguments, console: Console) -> int:
     if arguments.backing is None and not arguments.unsafe:
         raise Failure("Must specify backing file (-b) or use unsafe mode (-u)", hint=True)
     options = named_options(name, image_opts=arguments.image_opts, format=arguments.format, console=console)
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         if await rebase_names(
             graph,
             name,

@@ -55,7 +55,7 @@ async def run(arguments: Arguments, console: Console) -> int:
         raise Failure("Expecting image file name and size", hint=True)
     name, text = arguments.operands
     sign, amount = _parse(text)
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(graph, name, arguments, console, read_only=False)
         current = handle.size
         size = current + sign * amount if sign else amount

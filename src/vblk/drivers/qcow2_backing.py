@@ -12,13 +12,13 @@ import os
 
 from vblk.drivers.qcow2 import Qcow2Node, has_protocol
 from vblk.drivers.vhdx_parent import identity, local_path
-from vblk.errors import BlockError, CorruptImage, Cycle, OpenDenied, Reason
+from vblk.errors import BlockError, CorruptImage, Cycle, Reason
 from vblk.graph.edge import Role
 from vblk.graph.edges import DEPTH_MAX
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Node
 from vblk.graph.site import ChainRules, Site
-from vblk.options import NodeOptions
+from vblk.options import NodeOptions, parse_filename
 
 
 async def attach_backings(site: Site, top: Qcow2Node) -> None:
@@ -66,10 +66,11 @@ async def _open_backing(site: Site, child: Qcow2Node, rules: ChainRules) -> Node
     name = child.image.header.backing_file
     assert name is not None
     path = rules.parent if rules.parent is not None else _admitted(site, child, name, rules)
-    options = NodeOptions(
-        driver=child.image.header.backing_format or None,
-        children={"file": NodeOptions(own={"filename": path})},
-    )
+    form = child.image.header.backing_format or None
+    if rules.parent is None and has_protocol(name):
+        options = parse_filename(path, format=form)
+    else:
+        options = NodeOptions(driver=form, children={"file": NodeOptions(own={"filename": path})})
     request = site.request._replace(read_only=True, backing=False, rules=rules._replace(parent=None))
     try:
         return await site.open(options, request)
@@ -81,15 +82,11 @@ async def _open_backing(site: Site, child: Qcow2Node, rules: ChainRules) -> Node
 
 
 def _admitted(site: Site, child: Qcow2Node, name: str, rules: ChainRules) -> str:
-    """Return the local path that a name means, when the gate admits it."""
+    """Return the local path, or the name of an export, that a name means, when the gate admits it."""
     image = local_path(child)
     if has_protocol(name):
-        raise OpenDenied(
-            Reason.POLICY,
-            f"the image names '{name}', and images may only name files: open it with the backing file "
-            "named by options",
-            filename=child.filename,
-        )
+        site.graph.gate.admit_export(name, named_by=child.filename)
+        return name
     path = os.path.join(os.path.dirname(image), name)
     try:
         return site.graph.gate.admit(path, named_by=image, roots=rules.parent_dirs)

@@ -52,7 +52,7 @@ class RawNode(Mapper):
         self._first_sector = asyncio.Lock()
         self._sizing = asyncio.Lock()
         self._closed = False
-        self.alignment = file.alignment
+        self.alignment = max(file.alignment, SECTOR) if probed else file.alignment
         if self._offset < 0 or (self._limit is not None and self._limit < 0):
             raise OptionError("offset and size of a raw image cannot be negative", filename=filename)
         if self._offset > file.size:
@@ -72,7 +72,7 @@ class RawNode(Mapper):
     def child_changed(self, edge: Edge) -> None:
         """Follow to another file; its alignment is the window's."""
         super().child_changed(edge)
-        self.alignment = edge.node.alignment
+        self.alignment = max(edge.node.alignment, SECTOR) if self._probed else edge.node.alignment
 
     @property
     def size(self) -> int:

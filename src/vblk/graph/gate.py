@@ -33,6 +33,19 @@ class OpenGate(ABC):
             FileNotFoundError: Nothing stands there.
         """
 
+    def admit_export(self, name: str, *, named_by: str) -> None:
+        """Let an image name what is no path, or refuse.
+
+        Raises:
+            OpenDenied: The policy forbids it, as it does unless a gate says otherwise.
+        """
+        raise OpenDenied(
+            Reason.POLICY,
+            f"the image names '{name}', and images may only name files: open it with the backing file "
+            "named by options",
+            filename=named_by,
+        )
+
 
 class DenyGate(OpenGate):
     """Refuses everything: for images from people one does not trust."""
@@ -52,6 +65,10 @@ class BesideGate(OpenGate):
     "Beside" is the folder of the image and what lies below it, after symbolic
     links, and below the folders that the user listed.
     """
+
+    def __init__(self, *, exports: bool = False) -> None:
+        """With `exports` admit exports of NBD servers behind unix sockets too, as QEMU does."""
+        self._exports = exports
 
     def admit(self, path: str, *, named_by: str, roots: Sequence[str] = ()) -> str:
         """Admit a file in or below the image's folder or a listed one."""
@@ -79,6 +96,11 @@ class BesideGate(OpenGate):
             )
         return resolved
 
+    def admit_export(self, name: str, *, named_by: str) -> None:
+        """Admit exports behind sockets of this host, if that was asked for."""
+        if not (self._exports and name.startswith("nbd+unix:")):
+            super().admit_export(name, named_by=named_by)
+
     def _refuse_outside(self, resolved: str, path: str, named_by: str, roots: Sequence[str]) -> None:
         own = os.path.dirname(os.path.realpath(named_by))
         given = os.path.dirname(os.path.abspath(named_by))
@@ -90,3 +112,8 @@ class BesideGate(OpenGate):
             f"the image names '{path}', which lies outside its folder and the folders that were listed",
             filename=named_by,
         )
+
+
+def gate_of(program: str) -> OpenGate:
+    """Return the gate of a program: QEMU's, which a drop-in stands for, let images name exports too."""
+    return BesideGate(exports=program.startswith("qemu-"))

@@ -174,6 +174,13 @@ class Node(ABC):
         """
         return None
 
+    def cached_descriptor(self, offset: int, length: int) -> int | None:
+        """Return a descriptor that has this range at the same offset, if reading from it would not wait.
+
+        None also where that cannot be known.
+        """
+        return None
+
     async def read_encoded(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from a range that this format's `lookup` calls ENCODED."""
         raise Unsupported("this format's encoded data cannot be read", filename=self.filename)
@@ -273,10 +280,6 @@ class Leaf(Opaque):
 
     def descriptor(self) -> int | None:
         """Return a file descriptor that the kernel can copy from and to, or None."""
-        return None
-
-    def cached_descriptor(self, offset: int, length: int) -> int | None:
-        """Return the descriptor, when reading this range from it would not wait as far as can be known."""
         return None
 
     def try_resolve(self, offset: int, length: int) -> list[Span] | None:

@@ -247,7 +247,7 @@ class Connection(asyncio.BufferedProtocol):
                 waiter.set_exception(why)
         if not self.established.done():
             if isinstance(why, ConnectionLost):
-                why = StorageError(errno.ECONNRESET, f"{why} during the handshake")
+                why = StorageError(errno.ECONNRESET, f"Failed to shake hands with the server: {why}")
             self.established.set_exception(why)
             self.established.exception()  # whoever waited may have gone
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from vblk.errors import BlockError, GraphError, NeedsReplay, OptionError
 from vblk.graph.edge import READING, WRITING
+from vblk.graph.gate import gate_of
 from vblk.graph.node import Node
-from vblk.graph.objects import Objects
 from vblk.graph.registry import Graph
 from vblk.graph.site import ChainRules, Request
 from vblk.opening import open_node
@@ -115,7 +115,7 @@ async def open_image(
     try:
         if name is not None:
             options = with_filename(options, name)
-        image = await _open(options, access, aio, session.objects, strict=session.console.name == "qemu-io")
+        image = await _open(session, options, access, aio, strict=session.console.name == "qemu-io")
     except NeedsReplay as error:
         raise Failure(f"can't open{called}: {_needs_replay(error.filename or name)}") from error
     except BlockError as error:
@@ -136,7 +136,7 @@ def _needs_replay(name: str | None) -> str:
 
 
 async def _open(
-    options: NodeOptions, access: Access, aio: str | None, objects: Objects, *, strict: bool = False
+    session: Session, options: NodeOptions, access: Access, aio: str | None = None, *, strict: bool = False
 ) -> OpenImage:
     """Open an image; `strict`: as QEMU, replay no log in memory for who only reads."""
     if options.driver is None and "file" not in options.children and "filename" not in options.own:
@@ -150,7 +150,7 @@ async def _open(
     below_read_only = access.read_only or access.snapshot
     if access.copy_on_read and access.read_only:
         raise GraphError("Can't use copy-on-read on read-only device")
-    graph = Graph(objects=objects)
+    graph = Graph(gate=gate_of(session.console.name), objects=session.objects)
     try:
         rules = ChainRules(strict=strict and below_read_only)
         request = Request(below_read_only, access.cache, access.force_share, rules=rules)
@@ -197,9 +197,9 @@ async def reopen_command(session: Session, call: Call) -> None:
         raise Failure("Cannot change options while a temporary overlay is in use")
     await session.close_image()
     try:
-        session.adopt(await _open(options, access, None, session.objects))
+        session.adopt(await _open(session, options, access))
     except BlockError as error:
-        session.adopt(await _open(image.options, image.access, None, session.objects))
+        session.adopt(await _open(session, image.options, image.access))
         raise Failure(error.message) from error
 
 

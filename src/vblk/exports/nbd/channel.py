@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from vblk.graph.node import Buffer, Leaf
+from vblk.graph.node import Buffer, Node
 from vblk.units import KIB
 
 if TYPE_CHECKING:
@@ -36,14 +36,18 @@ PENDING_LOW: Final = 512 * KIB
 class FilePiece:
     """A part of a leaf's file on its way to a client; `length` is what is left of it, in bytes."""
 
-    __slots__ = ("ended", "is_read", "leaf", "length", "offset")
+    __slots__ = ("descriptor", "ended", "is_read", "leaf", "length", "offset")
 
-    def __init__(self, leaf: Leaf, offset: int, length: int, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, leaf: Node, offset: int, length: int, ended: Callable[[], None], descriptor: int | None
+    ) -> None:
         self.leaf = leaf
         self.offset = offset
         self.length = length
         self.ended = ended
         """Called once, when the file is needed no more."""
+        self.descriptor = descriptor
+        """What to send it from, if the page cache had all of it a moment ago."""
         self.is_read = False
         """Whether somebody reads it meanwhile."""
 
@@ -215,7 +219,7 @@ class Channel:
 
     def _have_read(self, piece: FilePiece) -> None:
         if not piece.is_read:
-            piece.is_read = True
+            piece.is_read, piece.descriptor = True, None
             self._loop.call_soon(self._on_missing, piece)
 
     def _pieces(self) -> list[FilePiece]:
@@ -266,7 +270,9 @@ class Channel:
         return is_all
 
     def _send_piece(self, piece: FilePiece) -> bool:
-        descriptor = None if piece.is_read else piece.leaf.cached_descriptor(piece.offset, piece.length)
+        descriptor, piece.descriptor = piece.descriptor, None
+        if descriptor is None and not piece.is_read:
+            descriptor = piece.leaf.cached_descriptor(piece.offset, piece.length)
         if descriptor is None:
             self._is_stopped = True
             self._have_read(piece)

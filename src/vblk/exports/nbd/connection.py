@@ -22,10 +22,10 @@ from vblk.exports.nbd.channel import Channel, FilePiece
 from vblk.exports.nbd.export import NbdExport
 from vblk.exports.nbd.waiting import carry_out, failure
 from vblk.extent import Kind
-from vblk.graph.node import Buffer, Leaf, Span
+from vblk.graph.node import Buffer, Span
 from vblk.graph.statistics import Operation
 from vblk.units import KIB, MIB
-from vblk.wire.nbd.numbers import Command, CommandFlag
+from vblk.wire.nbd.numbers import Command, CommandFlag, ErrorCode
 from vblk.wire.nbd.server_handshake import ServerHandshake
 from vblk.wire.nbd.server_replies import StructuredReplies
 from vblk.wire.nbd.server_session import SHORT_MAX, Request, ServerSession
@@ -302,36 +302,44 @@ class Connection:
         replies = self._session.replies
         start = perf_counter_ns()
         node = export.handle.node
-        spans = None if self._channel.has_tls else node.try_resolve(offset, length)
-        if spans is None or not _are_cached(spans):
+        pieces = None if self._channel.has_tls else _cached(node.try_resolve(offset, length))
+        if pieces is None:
             data = node.try_read(offset, length) if length <= INLINE_MAX else None
             if data is None:
                 return False
             self._channel.send([replies.data(cookie, offset, length), data])
-        elif isinstance(replies, StructuredReplies) and not flags & CommandFlag.DF and _has_zeros(spans):
-            for span in spans:
-                if span.kind is Kind.ZERO:
+        elif (
+            isinstance(replies, StructuredReplies)
+            and not flags & _READ_FLAGS
+            and any(span.kind is Kind.ZERO for span, _ in pieces)
+        ):
+            for span, descriptor in pieces:
+                if descriptor is None:
                     self._channel.send([replies.hole(cookie, offset, span.guest_offset, span.length)])
                 else:
-                    self._channel.send([replies.piece(cookie, offset, span.guest_offset, span.length)])
-                    self._send_span(span, export)
+                    header = replies.piece(cookie, offset, span.guest_offset, span.length)
+                    self._send_span(header, span, descriptor, export)
             self._channel.send([replies.end(cookie, offset)])
         else:
-            self._channel.send([replies.data(cookie, offset, length)])
-            for span in spans:
-                self._send_span(span, export)
+            header = replies.data(cookie, offset, length)
+            for span, descriptor in pieces:
+                self._send_span(header, span, descriptor, export)
+                header = b""
         export.statistics.account(Operation.READ, length, perf_counter_ns() - start)
         return True
 
-    def _send_span(self, span: Span, export: NbdExport) -> None:
-        if span.kind is Kind.ZERO:
+    def _send_span(self, header: bytes, span: Span, descriptor: int | None, export: NbdExport) -> None:
+        if descriptor is None:
             whole, rest = divmod(span.length, len(_ZEROS))
-            self._channel.send([*[_ZEROS] * whole, _ZEROS[:rest]])
+            self._channel.send([header, *[_ZEROS] * whole, _ZEROS[:rest]])
             return
-        assert isinstance(span.leaf, Leaf)
+        assert span.leaf is not None
         traffic = export.handle.traffic
         traffic.begin()
-        self._channel.send_file(FilePiece(span.leaf, span.leaf_offset, span.length, traffic.end))
+        if header:
+            self._channel.send([header])
+        piece = FilePiece(span.leaf, span.leaf_offset, span.length, traffic.end, descriptor)
+        self._channel.send_file(piece)
 
     # What has to be waited for
 
@@ -353,7 +361,13 @@ class Connection:
                 await sleeper
             request, cost, since = self._waiting.popleft()
             self._in_flight += 1
-            answer, has_failed = await carry_out(self._export, self._session, request)
+            try:
+                answer, has_failed = await carry_out(self._export, self._session, request)
+            except Exception as error:  # a defect of ours: the client is told, and the others are served
+                self._server.report(f"internal error: {type(error).__name__}: {error}")
+                cookie, offset = request[2:4]
+                text = "internal error of the server"
+                answer, has_failed = [self._session.replies.error(cookie, offset, ErrorCode.EIO, text)], True
             self._in_flight -= 1
             self._memory -= cost
             statistics.in_flight -= 1
@@ -370,7 +384,9 @@ class Connection:
         self._channel.stop_at_files()
 
     def _read_piece(self, piece: FilePiece) -> None:
-        self._readers.add(self._loop.create_task(self._replace(piece)))
+        reader = self._loop.create_task(self._replace(piece))
+        self._readers.add(reader)
+        reader.add_done_callback(self._readers.discard)
 
     async def _replace(self, piece: FilePiece) -> None:
         """Send a piece of a file through memory, now that it is not cached or not to be touched any more."""
@@ -430,17 +446,17 @@ class Connection:
         self._settle()
 
 
-def _are_cached(spans: list[Span]) -> bool:
-    return all(
-        span.kind is Kind.ZERO
-        or (
-            span.kind is Kind.DATA
-            and isinstance(span.leaf, Leaf)
-            and span.leaf.cached_descriptor(span.leaf_offset, span.length) is not None
-        )
-        for span in spans
-    )
-
-
-def _has_zeros(spans: list[Span]) -> bool:
-    return any(span.kind is Kind.ZERO for span in spans)
+def _cached(spans: list[Span] | None) -> list[tuple[Span, int | None]] | None:
+    """Return spans, each with the descriptor that has it in the page cache; None if one is not there."""
+    if spans is None:
+        return None
+    found: list[tuple[Span, int | None]] = []
+    for span in spans:
+        descriptor = None
+        if span.kind is not Kind.ZERO:
+            if span.kind is Kind.DATA and span.leaf is not None:
+                descriptor = span.leaf.cached_descriptor(span.leaf_offset, span.length)
+            if descriptor is None:
+                return None
+        found.append((span, descriptor))
+    return found

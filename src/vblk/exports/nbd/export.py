@@ -96,7 +96,7 @@ class NbdExport(Export):
             self.handle.size,
             flags,
             self.description,
-            minimum=1,
+            minimum=self.handle.node.alignment,
             preferred=max(PREFERRED, self.handle.node.alignment),
             maximum=align_down(PAYLOAD_MAX, PREFERRED),
             contexts=contexts_of(

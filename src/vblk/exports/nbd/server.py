@@ -23,9 +23,13 @@ from vblk.exports.nbd.connection import Connection
 from vblk.exports.nbd.export import NbdExport
 from vblk.graph.registry import Graph
 from vblk.options.address import SocketAddress, UnixAddress
+from vblk.units import MIB
 from vblk.wire.nbd.server_handshake import Offer
 
 ACCEPTED_AT_ONCE: Final = 16
+UNIX_BUFFER: Final = MIB
+"""How much the system keeps of what a client has not taken, in bytes, where it allows that much."""
+
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE: Final = 1.0
 """Seconds without accepting, when the system has no descriptors left."""
@@ -150,7 +154,9 @@ class NbdServer:
                     self._pause = asyncio.get_running_loop().call_later(_PAUSE, self._end_pause)
                     self._watch()
                 return
-            if client.family != socket.AF_UNIX:
+            if client.family == socket.AF_UNIX:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
+            else:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._connections.add(Connection(self, client))

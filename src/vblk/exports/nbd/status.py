@@ -13,7 +13,7 @@ from typing import Final
 from vblk.exports.nbd.export import NbdExport
 from vblk.extent import Kind
 from vblk.graph.node import Span
-from vblk.units import MIB
+from vblk.units import MIB, align_down, align_up
 from vblk.wire.nbd.meta_contexts import DEPTH_CONTEXT
 from vblk.wire.nbd.numbers import ALLOCATION_CONTEXT, StatusFlag
 
@@ -36,7 +36,8 @@ async def statuses(
     Raises:
         BlockError: The tables of the range cannot be read.
     """
-    names = export.offer().contexts
+    offer = export.offer()
+    names, unit = offer.contexts, offer.minimum
     spoken: dict[int, Callable[[Span], int]] = {}
     for context in contexts:
         if names[context] == ALLOCATION_CONTEXT:
@@ -54,7 +55,34 @@ async def statuses(
             for _, count, dirty in bitmap.ranges(offset, length):
                 if not _add(found[context], count, int(dirty), most):
                     break
+    if unit > 1:
+        found = {context: _in_units(extents, unit, length)[:most] for context, extents in found.items()}
     return [(context, found[context]) for context in contexts]
+
+
+def _in_units(extents: Extents, unit: int, length: int) -> Extents:
+    """Return extents that end at multiples of a unit; one in which several meet is called data.
+
+    `length` is that of the range that was asked about.
+    """
+    aligned: Extents = []
+    end = told = 0
+    for count, status in extents:
+        first = min(align_up(end, unit), length)
+        end += count
+        last = align_down(end, unit)
+        if told < first:
+            told += _told(aligned, first - told, StatusFlag.NONE)
+        if told < last:
+            told += _told(aligned, last - told, status)
+    if told < end:
+        _told(aligned, min(align_up(end, unit), length) - told, StatusFlag.NONE)
+    return aligned
+
+
+def _told(extents: Extents, length: int, status: int) -> int:
+    _add(extents, length, status, len(extents) + 1)
+    return length
 
 
 async def _walk(
