@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import convert, looking, making, merging, random_reads, random_writes
+from bench import convert, looking, making, merging, random_reads, random_writes, serving
 from bench.images import file_system_of
 from bench.measure import NotMeasured, Result, WrongResult
 from bench.settings import Settings
@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "merge": merging.merging,
     "allocations": random_writes.allocating,
     "overwrites": random_writes.overwriting,
+    "serving": serving.serving,
 }
 
 

@@ -29,6 +29,10 @@ class Settings:
     overwritten_bytes: int
     allocations: int
     """Random writes of one turn, each to a block of its own."""
+    served_bytes: int = GIB
+    """The full disk that servers show."""
+    serving_seconds: float = 2
+    """How long one turn of a client lasts; 0: a few requests."""
     disk_bytes: int = 127 * GIB
     """The disk that holds the data: by default as large as Hyper-V makes new ones."""
 
@@ -40,4 +44,4 @@ class Settings:
     @classmethod
     def tiny(cls, folder: Path) -> "Settings":
         """Return a run of seconds, for correctness only: its ratios mean nothing."""
-        return cls(folder, 8 * MIB, 8 * MIB, 1, 200, 200, 8 * MIB, 16, disk_bytes=GIB)
+        return cls(folder, 8 * MIB, 8 * MIB, 1, 200, 200, 8 * MIB, 16, 8 * MIB, 0, disk_bytes=GIB)

@@ -14,7 +14,8 @@ from tests.support.source_tree import REPOSITORY
 OUT_OF_VHDX = ("convert", "convert-full", "xfs", "btrfs")
 INTO_VHDX = ("to-vhdx", "to-vhdx-full", "to-vhdx-xfs", "to-vhdx-btrfs")
 CHAINS = ("merge",)
-OTHERS = tuple(name for name in BENCHMARKS if name not in OUT_OF_VHDX + INTO_VHDX + CHAINS)
+SERVING = ("serving",)
+OTHERS = tuple(name for name in BENCHMARKS if name not in OUT_OF_VHDX + INTO_VHDX + CHAINS + SERVING)
 
 
 def run_tiny(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -35,8 +36,8 @@ def run_tiny(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("names", "results_without_mounting"),
-    [(OUT_OF_VHDX, 6), (INTO_VHDX, 6), (CHAINS, 2), (OTHERS, 9)],
-    ids=["out-of-vhdx", "into-vhdx", "chains", "others"],
+    [(OUT_OF_VHDX, 6), (INTO_VHDX, 6), (CHAINS, 2), (OTHERS, 9), (SERVING, 19)],
+    ids=["out-of-vhdx", "into-vhdx", "chains", "others", "serving"],
 )
 def test_every_benchmark_gives_right_results(
     tmp_path: Path, names: tuple[str, ...], results_without_mounting: int

@@ -47,6 +47,11 @@ class Server:
             ["bash", "-c", launch, str(number), *self.command], pass_fds=(number,), stderr=subprocess.DEVNULL
         )
 
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def end(self, number: int | None) -> int:
         """Send a signal, or none, and return the exit status with which the server ends."""
         assert self._process is not None

@@ -57,7 +57,7 @@ async def _serve(arguments: Arguments, console: Console, ready: Readiness) -> in
             loop.add_signal_handler(number, over.set)
     image, folder = arguments.operands
     name = arguments.name or _file_name(image)
-    async with image_graph(arguments) as graph:
+    async with image_graph(arguments, console) as graph:
         handle = await open_named(
             graph,
             image,
