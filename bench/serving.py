@@ -56,13 +56,13 @@ def serving(settings: Settings) -> Iterator[Result]:
     vhdx = make_vhdx(raw, settings.folder / "full.vhdx")
     for form, image in (("raw", raw), ("vhdx", vhdx)):
         with _servers(settings, form, image) as servers:
+            yield _memory(settings, form, servers[OURS])
             _check_bytes(servers, raw, settings.folder / "copied.raw")
             for pattern in READS:
                 yield from _contest(settings, form, servers, pattern)
             yield from _slow_neighbours(settings, form, image, servers)
             if form == "vhdx":
                 yield _copying(settings, servers)
-            yield _memory(settings, form, servers[OURS])
         with _servers(settings, form, image, writable=True) as servers:
             yield from _contest(settings, form, servers, WRITE if form == "raw" else WRITE_VHDX)
 

@@ -7,7 +7,7 @@ that says and sees every byte.
 import asyncio
 import struct
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,16 @@ async def served(
     report: Callable[[str], None] = lambda text: None,
     max_connections: int = 100,
     handshake_limit: float = 30.0,
+    graph: Graph | None = None,
     **options: Any,
 ) -> AsyncGenerator[tuple[NbdServer, NbdExport, Path]]:
-    """Serve a node as the default export; yield the server, the export and the socket's path."""
-    async with Graph() as graph:
+    """Serve a node as the default export; yield the server, the export and the socket's path.
+
+    Without a `graph` it stands in one of its own, which is closed at the end.
+    """
+    async with AsyncExitStack() as own:
+        if graph is None:
+            graph = await own.enter_async_context(Graph())
         node = make(graph)
         if node not in list(graph.nodes()):
             graph.add(node)
