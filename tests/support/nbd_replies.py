@@ -37,7 +37,7 @@ def exercise(data: bytes) -> str:
 
 
 def _shake_hands(choices: Choices) -> str:
-    handshake = ClientHandshake("disk")
+    handshake = ClientHandshake("disk", tls=not choices.below(4))
     handshake.receive(b"NBDMAGIC")
     if not choices.below(4):
         handshake.receive(bytes.fromhex("0000420281861253") + choices.take(140)[:136])
@@ -47,6 +47,8 @@ def _shake_hands(choices: Choices) -> str:
             if choices.spent or handshake.export is not None:
                 break
             sent = handshake.receive(_option_answer(choices, sent)) or sent
+            if handshake.awaits_tls:
+                sent = handshake.secured()
     return "transmission" if handshake.export is not None else "handshake"
 
 

@@ -146,10 +146,15 @@ def nbd_name(own: Mapping[str, Scalar]) -> str | None:
 def with_server(own: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the options with `path`, or `host` and `port`, as those of the server.
 
+    A number is a text that looks like one, as in QEMU: a port may be either.
+
     Raises:
         OptionError: They contradict each other.
     """
-    options = dict(own)
+    options: dict[str, Scalar] = {
+        name: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        for name, value in own.items()
+    }
     path, host, port = (options.pop(name, None) for name in ("path", "host", "port"))
     if path is None and host is None and port is None:
         return options

@@ -160,18 +160,28 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits."""
-        if self._tls is None or self._session is not None:
-            self._end(ConnectionLost("the server closed the connection" if exc is None else str(exc)))
-        elif self._handshake.awaits_tls:
-            text = "TLS handshake failed: The TLS connection was non-properly terminated."
-            self._end(StorageError(errno.ECONNABORTED, text))
+        if self._session is None:
+            self._end(self._broken_off(exc))
         else:
-            text = (
-                "Failed to read option reply: Cannot read from TLS channel: Software caused connection abort"
-            )
-            self._end(StorageError(errno.ECONNABORTED, text))
+            self._end(ConnectionLost("the server closed the connection" if exc is None else str(exc)))
         if not self._gone.done():
             self._gone.set_result(None)
+
+    def _broken_off(self, exc: Exception | None) -> StorageError:
+        """Return the error of a server that ends the connection amid the handshake, in QEMU's words."""
+        number = exc.errno if isinstance(exc, OSError) and exc.errno else errno.ECONNABORTED
+        if self._handshake.awaits_tls:
+            text = "TLS handshake failed: The TLS connection was non-properly terminated."
+        elif number == errno.EPIPE:
+            text = "Failed to send option request header: Unable to write to socket: Broken pipe"
+        else:
+            reason = "Unexpected end-of-file before all data were read"
+            if self._tls is not None:
+                reason = "Cannot read from TLS channel: Software caused connection abort"
+            elif exc is not None:
+                reason = f"Unable to read from socket: {os.strerror(number)}"
+            text = f"Failed to read {self._handshake.awaited}: {reason}"
+        return StorageError(number, text)
 
     def pause_writing(self) -> None:
         """Hold requests back: the server does not keep up."""
@@ -247,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
                 waiter.set_exception(why)
         if not self.established.done():
             if isinstance(why, ConnectionLost):
-                why = StorageError(errno.ECONNRESET, f"Failed to shake hands with the server: {why}")
+                why = self._broken_off(None)
             self.established.set_exception(why)
             self.established.exception()  # whoever waited may have gone
 

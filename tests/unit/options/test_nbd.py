@@ -93,6 +93,7 @@ def test_tls_that_proves_nothing_is_refused_in_a_sentence() -> None:
         (inet("::1"), "nbd://[::1]:10809"),
         ({"path": "/s", "export": "x"}, "nbd+unix:///x?socket=/s"),
         ({"host": "h"}, "nbd://h:10809"),
+        ({"host": "h", "port": 1, "export": 5}, "nbd://h:1/5"),
         (unix("/s?"), "nbd+unix://?socket=/s?"),
         (unix("/s", export="a?b"), None),
         (unix("/s&c=d"), None),

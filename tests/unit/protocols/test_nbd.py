@@ -161,7 +161,7 @@ def test_a_server_that_closes_during_the_handshake_is_named(tmp_path: Path) -> N
     async def scenario() -> None:
         path = tmp_path / "s"
         async with scripted(path, rude):
-            with pytest.raises(StorageError, match="closed the connection"):
+            with pytest.raises(StorageError, match="Failed to read server magic: Unexpected end-of-file"):
                 await opened(path)
 
     asyncio.run(scenario())

@@ -44,7 +44,6 @@ NAMES_SHOWN: Final = 16
 """How many of a server's exports an error lists."""
 
 _ZEROES: Final = 124
-_GREETING: Final = struct.Struct(">QQ")
 _OLDSTYLE: Final = struct.Struct(">QHH")
 _OPTION: Final = struct.Struct(">QII")
 _REPLY: Final = struct.Struct(">QIII")
@@ -76,6 +75,8 @@ class ClientHandshake:
         self._export_name = export_name
         self.export: Export | None = None
         self.awaits_tls = False
+        self.awaited = "initial magic"
+        """What the server has to say next, for who has to tell that it did not."""
         self._tls = tls
         self._received = bytearray()
         self._to_send = bytearray()
@@ -135,14 +136,19 @@ class ClientHandshake:
 
     def _greeted(self) -> Generator[int, bytes, HandshakeFlag | None]:
         """Go up to the first option; return what the server can, or None if it is of the old style."""
-        first, second = _GREETING.unpack((yield _GREETING.size))
-        if first != INIT_MAGIC or second not in (OPTION_MAGIC, OLDSTYLE_MAGIC):
+        first = int.from_bytes((yield 8), "big")
+        self.awaited = "server magic"
+        second = int.from_bytes((yield 8), "big") if first == INIT_MAGIC else 0
+        if second not in (OPTION_MAGIC, OLDSTYLE_MAGIC):
             raise PeerError("this is no NBD server: its first bytes are others")
         offered: HandshakeFlag | None = None
+        self.awaited = "export length"
         if second == OPTION_MAGIC:
+            self.awaited = "server flags"
             offered = HandshakeFlag(int.from_bytes((yield 2), "big") & 3)
             self._to_send += offered.to_bytes(4, "big")
             self._haggling = HandshakeFlag.FIXED_NEWSTYLE in offered
+            self.awaited = "option reply" if self._haggling else "export length"
         if self._tls:
             if not self._haggling:
                 raise Unsupported(_NO_TLS)
