@@ -104,6 +104,12 @@ class VhdxNode(PlanNode["VhdxWriter"]):
         """Only differencing images stand on another one."""
         return self.image.has_parent
 
+    async def stand_on(self, backing: Node) -> None:
+        """Name the parent as it is now: it may have been written since this image was made for it."""
+        from vblk.drivers.vhdx_links import link_to
+
+        await link_to(self, backing)
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once: the short way for a range inside a block that was read before."""
         within = offset & self._within_block

@@ -22,7 +22,7 @@ from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_regions import load_pages
 from vblk.drivers.vhdx_resize import used_pages
 from vblk.drivers.vhdx_writer import VhdxWriter
-from vblk.errors import Unsupported
+from vblk.errors import GraphError, Unsupported
 from vblk.extent import Kind
 from vblk.formats.edits import Range
 from vblk.formats.vhdx.bat import Geometry, State
@@ -38,10 +38,11 @@ from vblk.formats.vhdx.layout import (
     PAGE_SIZE,
     SECTOR_BITMAP_SIZE,
 )
-from vblk.formats.vhdx.locator import parse_locator
+from vblk.formats.vhdx.locator import KEY_LINKAGE, KEY_LINKAGE_2, parse_locator
 from vblk.formats.vhdx.metadata import DiskFacts, MetadataItem
 from vblk.formats.vhdx.plan import Plan
 from vblk.formats.vhdx.resizing import clear_entries, edit_bytes, pages_under
+from vblk.graph.node import Filter, Node
 
 
 async def set_locator(node: VhdxNode, pairs: Mapping[str, str]) -> None:
@@ -56,6 +57,32 @@ async def set_locator(node: VhdxNode, pairs: Mapping[str, str]) -> None:
     await _set_items(node, changes, node.image.facts)
     place = node.image.regions.metadata.file_offset + node.image.items.known[ITEM_PARENT_LOCATOR].offset
     node.adopt(node.image.changed(locator=parse_locator(content, place, node.filename)))
+
+
+async def link_to(node: VhdxNode, parent: Node) -> None:
+    """Let a differencing image accept `parent`, filters on it aside, as the one that it stands on.
+
+    Raises:
+        GraphError: The parent is of another format, or the image is read-only and names another state of it.
+    """
+    while isinstance(parent, Filter) and parent.below is not None:
+        parent = parent.below
+    if not isinstance(parent, VhdxNode):
+        raise GraphError(
+            f"a VHDX image stands on VHDX images only, and node '{parent.name}' is {parent.driver}",
+            filename=node.filename,
+        )
+    locator, identity = node.image.locator, parent.image.data_write_guid
+    assert locator is not None, "only differencing images stand on others"
+    if locator.accepts(identity):
+        return
+    if node.read_only:
+        raise GraphError(
+            f"the image was made for another state of '{parent.filename}', and is open for reading only",
+            filename=node.filename,
+        )
+    pairs = {key: value for key, value in locator.pairs.items() if key != KEY_LINKAGE_2}
+    await set_locator(node, {**pairs, KEY_LINKAGE: str(identity)})
 
 
 async def take_disk_items(node: VhdxNode, items: Mapping[MetadataItem, bytes], like: DiskFacts) -> None:

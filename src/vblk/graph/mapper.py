@@ -255,6 +255,13 @@ class Mapper(Node):
         """Whether this image may stand on another one."""
         return False
 
+    async def stand_on(self, backing: Node) -> None:
+        """Make sure that the image may stand on `backing` as that is now; called before it does.
+
+        Raises:
+            GraphError: It cannot.
+        """
+
     def child_changed(self, edge: Edge) -> None:
         """Follow an edge to what stores the image, or to what absent ranges are read from."""
         if edge.role is Role.BACKING:

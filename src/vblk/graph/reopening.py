@@ -72,6 +72,7 @@ async def change_nodes(graph: Graph, changes: Sequence[NodeChange]) -> None:
     closing, opening = _from_the_top(plan.closing), _from_the_top(plan.opening)
     await reopen_members(closing, read_only=True)
     try:
+        await _stand_on(plan.rewiring)
         before = graph.rewire(plan.rewiring, as_if=as_if)
         try:
             await reopen_members(opening, read_only=False)
@@ -82,6 +83,14 @@ async def change_nodes(graph: Graph, changes: Sequence[NodeChange]) -> None:
         await change_back(closing, read_only=False)
         raise
     await graph.close_unused(left)
+
+
+async def _stand_on(rewiring: Rewiring) -> None:
+    """Ask images whether they may stand on what is to be their backing."""
+    wanted = [(edge, edge.node) for edge in rewiring.added] + list(rewiring.moved.items())
+    for edge, node in wanted:
+        if edge.role is Role.BACKING and isinstance(edge.parent, Mapper):
+            await edge.parent.stand_on(node)
 
 
 @dataclass(slots=True)

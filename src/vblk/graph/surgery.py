@@ -61,6 +61,8 @@ async def put_overlay(graph: Graph, node: Node, overlay: Node) -> None:
     await node.flush()
     await reopen_members(members, read_only=True)
     try:
+        assert isinstance(overlay, Mapper)
+        await overlay.stand_on(node)
         graph.rewire(rewiring)
     except BaseException:  # somebody came meanwhile
         await change_back(members, read_only=False)

@@ -58,6 +58,7 @@ class Daemon:
         self._running: set[asyncio.Future[None]] = set()
         self.exports: dict[str, Export] = {}
         self.nbd_server: NbdServer | None = None
+        graph.listeners.append(self.emit)
 
     def emit(self, event: str, data: Mapping[str, Any]) -> None:
         """Tell everybody who listens of an event."""

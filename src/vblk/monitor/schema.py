@@ -429,6 +429,24 @@ class BlockJobPending(Object):
     id: str
 
 
+class QuorumReportBad(Object):
+    """The data of `QUORUM_REPORT_BAD`: a child that failed, or that most others contradict."""
+
+    type: Literal["read", "write", "flush"]
+    node_name: str
+    sector_num: int
+    sectors_count: int
+    error: str | None = None
+
+
+class QuorumFailure(Object):
+    """The data of `QUORUM_FAILURE`: too few children agree."""
+
+    reference: str
+    sector_num: int
+    sectors_count: int
+
+
 EVENTS: Final[dict[str, type[Object]]] = {
     "BLOCK_EXPORT_DELETED": ExportDeleted,
     "BLOCK_JOB_CANCELLED": BlockJobFigures,
@@ -437,5 +455,7 @@ EVENTS: Final[dict[str, type[Object]]] = {
     "BLOCK_JOB_PENDING": BlockJobPending,
     "BLOCK_JOB_READY": BlockJobFigures,
     "JOB_STATUS_CHANGE": JobStatusChange,
+    "QUORUM_FAILURE": QuorumFailure,
+    "QUORUM_REPORT_BAD": QuorumReportBad,
 }
 """The events of a storage daemon."""

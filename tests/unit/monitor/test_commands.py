@@ -362,3 +362,20 @@ def test_reopening_changes_backing_images_and_zero_detection(tmp_path: Path) -> 
             assert found["base"]["detect_zeroes"] == "off"
 
     asyncio.run(session())
+
+
+def test_a_quorum_tells_of_children_that_are_outvoted(tmp_path: Path) -> None:
+    paths = files(tmp_path, a=1 << 16, b=1 << 16, c=1 << 16)
+    Path(paths["b"]).write_bytes(b"!" * (1 << 16))
+
+    async def session() -> None:
+        async with monitor() as talk:
+            for name, path in paths.items():
+                await add_raw(talk, name, path)
+            await talk.add("q", "quorum", **{"vote-threshold": 2, "children": list(paths)})
+            handle = talk.daemon.graph.hold(talk.daemon.graph.find("q"), "the test")
+            assert await handle.read(512, 512) == bytes(512)
+            data = {"type": "read", "node-name": "b", "sector-num": 1, "sectors-count": 1}
+            assert talk.events == [("QUORUM_REPORT_BAD", data)]
+
+    asyncio.run(session())
