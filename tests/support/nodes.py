@@ -25,9 +25,12 @@ from vblk.drivers.qcow2_create import create_image
 from vblk.filters import copy_on_read, snapshot
 from vblk.formats.luks import CipherSpec, SectorCipher, plan_header, unlock
 from vblk.formats.qcow2.create import NewQcow2, plan_creation
+from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.node import Node
+from vblk.graph.recording import put_bitmap
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
+from vblk.graph.zero_detection import set_detection
 from vblk.opening import open_node
 from vblk.options import from_mapping
 from vblk.protocols.memory import MemoryNode
@@ -345,6 +348,17 @@ def _filter(**options: Any) -> Builder:
     return build
 
 
+def _more(change: Callable[[Node], None]) -> Builder:
+    """Build a raw node that does more than others."""
+
+    async def build(bench: Bench) -> Made:
+        made = await _raw(_SIZE)(bench)
+        change(made.node)
+        return made
+
+    return build
+
+
 def _copies(*names: str, **options: Any) -> Builder:
     async def build(bench: Bench) -> Made:
         content = content_of(_SIZE)
@@ -441,6 +455,8 @@ BUILDERS: dict[str, Builder] = {
     "quorum-fifo": _copies(*_QUORUM, **{"driver": "quorum", "vote-threshold": 3, "read-pattern": "fifo"}),
     "snapshot": _snapshot,
     "snapshot-of-chain": _snapshot_of_chain,
+    "raw-with-bitmap": _more(lambda node: put_bitmap(node, DirtyBitmap("bitmap", node.size, 512))),
+    "raw-detecting-zeroes": _more(lambda node: set_detection(node, "on")),
     "passing": _passing,
     "faulty-without-faults": _faulty,
 }
