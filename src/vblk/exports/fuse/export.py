@@ -25,7 +25,7 @@ from vblk.exports.fuse.waiting import OPERATIONS, carry_out
 from vblk.graph.handle import Handle
 from vblk.graph.registry import Graph
 from vblk.graph.statistics import Operation
-from vblk.units import MIB
+from vblk.units import KIB, MIB
 from vblk.wire.fuse import replies
 from vblk.wire.fuse.numbers import MAJOR, MAKING, MINOR, ROOT, Opcode, OpenFlag
 from vblk.wire.fuse.requests import Init, Interrupt, Name, Open, Read, Request, Write, parse_request
@@ -38,6 +38,9 @@ WORKERS: Final = 16
 
 WAITING_MAX: Final = 64
 """How many more wait for that, before the device is read again."""
+
+READ_AT_ONCE: Final = 256 * KIB
+"""The longest read, in bytes, that nodes answer without waiting; longer ones are made of several."""
 
 TURN_REQUESTS: Final = 32
 TURN_BYTES: Final = MIB
@@ -256,19 +259,23 @@ class FuseExport(Export):
     def _read(self, request: Request, body: Read) -> int:
         unique = request.unique
         started = perf_counter_ns()
-        size = max(0, min(body.size, PAYLOAD_MAX, self.handle.size - body.offset))
+        end = min(body.offset + min(body.size, PAYLOAD_MAX), self.handle.size)
+        size = max(0, end - body.offset)
+        pieces: list[bytes] = []
         try:
-            data = self.handle.try_read(body.offset, size) if size else b""
+            for at in range(body.offset, end, READ_AT_ONCE):
+                data = self.handle.try_read(at, min(READ_AT_ONCE, end - at))
+                if data is None:
+                    self._let_wait(request)
+                    return 0
+                pieces.append(data)
         except BlockError as error:
             self.statistics.fail(Operation.READ)
             self._refuse(unique, error.errno)
             return 0
-        if data is None:
-            self._let_wait(request)
-            return 0
-        self._send(replies.header(unique, len(data)), data)
-        self.statistics.account(Operation.READ, len(data), perf_counter_ns() - started)
-        return len(data)
+        self._send(replies.header(unique, size), *pieces)
+        self.statistics.account(Operation.READ, size, perf_counter_ns() - started)
+        return size
 
     def _write(self, request: Request, body: Write) -> int:
         unique = request.unique
@@ -306,6 +313,7 @@ class FuseExport(Export):
         """Be a worker: carry out one request after the other."""
         task = asyncio.current_task()
         assert task is not None
+        room = bytearray(0)
         while True:
             await self._work.acquire()
             if not self._waiting:
@@ -314,8 +322,10 @@ class FuseExport(Export):
             unique = request.unique
             self._listen()
             self._running[unique] = request.opcode, task
+            if isinstance(request.body, Read) and request.body.size > len(room):
+                room = bytearray(min(request.body.size, PAYLOAD_MAX))  # new memory costs more than the read
             try:
-                self._send(*await carry_out(self, request))
+                self._send(*await carry_out(self, request, room))
             except asyncio.CancelledError:
                 if unique not in self._interrupted:
                     raise

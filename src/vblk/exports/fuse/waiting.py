@@ -42,12 +42,14 @@ OPERATIONS: Final = {
 """The kinds of request that are carried out here, and what they count as."""
 
 
-async def carry_out(export: "FuseExport", request: Request) -> tuple[bytes | bytearray, ...]:
-    """Carry out a request; return its answer."""
+async def carry_out(
+    export: "FuseExport", request: Request, room: bytearray
+) -> tuple[bytes | memoryview, ...]:
+    """Carry out a request; return its answer, which may be in `room`, where there is room for it."""
     operation = OPERATIONS[Opcode(request.opcode)]
     started = perf_counter_ns()
     try:
-        record, length = await _carried_out(export, request)
+        record, length = await _carried_out(export, request, memoryview(room))
     except BlockError as error:
         if operation is not None:
             export.statistics.fail(operation)
@@ -57,11 +59,13 @@ async def carry_out(export: "FuseExport", request: Request) -> tuple[bytes | byt
     return replies.header(request.unique, len(record)), record
 
 
-async def _carried_out(export: "FuseExport", request: Request) -> tuple[bytes | bytearray, int]:
+async def _carried_out(
+    export: "FuseExport", request: Request, room: memoryview
+) -> tuple[bytes | memoryview, int]:
     """Return the record of a request's answer, and how many bytes the request was about."""
     body, handle, opcode = request.body, export.handle, request.opcode
     if isinstance(body, Read):
-        return await _read(export, body)
+        return await _read(export, body, room)
     if isinstance(body, Write):
         count = await _write(export, body)
         return replies.write_record(count), count
@@ -82,11 +86,11 @@ async def _carried_out(export: "FuseExport", request: Request) -> tuple[bytes | 
     return (replies.entry_record if opcode == Opcode.LOOKUP else replies.attributes_record)(about), 0
 
 
-async def _read(export: "FuseExport", body: Read) -> tuple[bytes | bytearray, int]:
+async def _read(export: "FuseExport", body: Read, room: memoryview) -> tuple[memoryview, int]:
     handle = export.handle
-    data = bytearray(max(0, min(body.size, handle.size - body.offset)))
+    data = room[: max(0, min(body.size, handle.size - body.offset))]
     if data:
-        await handle.read_into(body.offset, memoryview(data))
+        await handle.read_into(body.offset, data)
     return data, len(data)
 
 
