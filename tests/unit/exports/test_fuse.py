@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from vblk.graph.registry import Graph
 from vblk.graph.statistics import Operation
 from vblk.opening import open_image
 from vblk.options import from_mapping
+from vblk.wire.fuse import Opcode
 
 pytestmark = needs_fuse
 
@@ -200,17 +202,39 @@ def test_the_end_moves_by_truncating_and_by_writing_beyond_it_where_that_was_all
     assert (place.parent / "disk.raw").read_bytes() == content_of(SIZE) + bytes(512) + b"x" * 512 + bytes(512)
 
 
-def test_a_reader_that_is_killed_while_storage_hangs_dies_and_leaves_nothing(place: Path) -> None:
+async def under_way(export: FuseExport, wanted: Opcode) -> None:
+    """Wait until a request of that kind has begun that cannot be answered now."""
+    while all(opcode != wanted for opcode, _ in export._running.values()):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+async def quiet(export: FuseExport) -> None:
+    while export.statistics.in_flight:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+def test_a_reader_that_is_killed_while_storage_hangs_dies_at_once(place: Path) -> None:
     async def scenario(export: FuseExport) -> None:
         async with export.graph.drained(export.handle.node):
             reader = await asyncio.to_thread(subprocess.Popen, ["dd", f"if={place}", "of=/dev/null"])
-            while not export.statistics.in_flight:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await under_way(export, Opcode.READ)
             reader.kill()
-            await asyncio.to_thread(reader.wait)
-            assert reader.returncode == -9
-            while export.statistics.in_flight or export.users:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            assert await asyncio.to_thread(reader.wait) == -9
+        await quiet(export)
+        assert await asyncio.to_thread(place.read_bytes) == content_of(SIZE)
+
+    run(place, scenario)
+
+
+def test_a_request_of_a_process_that_is_killed_is_given_up(place: Path) -> None:
+    async def scenario(export: FuseExport) -> None:
+        seek = f"import os; os.lseek(os.open({str(place)!r}, os.O_RDONLY), 0, os.SEEK_DATA)"
+        async with export.graph.drained(export.handle.node):
+            process = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", seek])
+            await under_way(export, Opcode.LSEEK)
+            process.kill()
+            assert await asyncio.to_thread(process.wait) == -9
+            await quiet(export)
         assert await asyncio.to_thread(place.read_bytes) == content_of(SIZE)
 
     run(place, scenario)
@@ -278,8 +302,7 @@ def test_an_export_that_is_cut_off_ends_while_storage_hangs(place: Path) -> None
             reader = await asyncio.to_thread(
                 subprocess.Popen, ["dd", f"if={place}", "of=/dev/null"], stderr=-3
             )
-            while not export.statistics.in_flight:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await under_way(export, Opcode.READ)
             stopping = asyncio.create_task(export.stop(hard=True))
             assert await asyncio.to_thread(reader.wait) == 1
         await stopping
