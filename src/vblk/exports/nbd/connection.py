@@ -200,8 +200,9 @@ class Connection:
         assert export is not None
         try:
             self._answer(session, export)
-        except PeerError as error:
-            self._server.report(error.message)
+        except Exception as error:
+            # What is no fault of the client is a defect of ours; nobody knows how far its requests came.
+            self._server.report(error.message if isinstance(error, PeerError) else _internal(error))
             self.cut_off()
             return
         if session.over:
@@ -364,7 +365,7 @@ class Connection:
             try:
                 answer, has_failed = await carry_out(self._export, self._session, request)
             except Exception as error:  # a defect of ours: the client is told, and the others are served
-                self._server.report(f"internal error: {type(error).__name__}: {error}")
+                self._server.report(_internal(error))
                 cookie, offset = request[2:4]
                 text = "internal error of the server"
                 answer, has_failed = [self._session.replies.error(cookie, offset, ErrorCode.EIO, text)], True
@@ -444,6 +445,10 @@ class Connection:
         self._channel.close()
         self._leave_off()
         self._settle()
+
+
+def _internal(error: Exception) -> str:
+    return f"internal error: {type(error).__name__}: {error}"
 
 
 def _cached(spans: list[Span] | None) -> list[tuple[Span, int | None]] | None:
