@@ -312,3 +312,11 @@ def test_only_under_qemus_names_may_an_image_name_an_export(
     far = tmp_path / "far.qcow2"
     ran("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "nbd://h:1/x", far, "1M")
     assert "images may only name files" in call("info", "--backing-chain", far, program="qemu-img").err
+
+
+def test_our_client_asks_for_another_context(raw: Path, tmp_path: Path) -> None:
+    with vblk_nbd(tmp_path, raw, "-A", "-r") as server:
+        where = f"driver=nbd,server.type=unix,server.path={server.path},x-dirty-bitmap"
+        good("map", "--output=json", "--image-opts", f"{where}=qemu:allocation-depth")
+        refused = call("map", "--output=json", "--image-opts", f"{where}=qemu:dirty-bitmap:b")
+        assert "requested x-dirty-bitmap qemu:dirty-bitmap:b not found" in refused.err

@@ -34,7 +34,6 @@ WRONG: dict[str, tuple[str, ...]] = {
     "authorization without TLS": ("-k", "{0}/s", "--tls-authz=x", "{0}/a.raw"),
     "relative socket": ("-f", "raw", "-k", "relative", "{0}/a.raw"),
     "no folder for the socket": ("-f", "raw", "-k", "{0}/none/s", "{0}/a.raw"),
-    "the same in the background": ("--fork", "-f", "raw", "-k", "{0}/none/s", "{0}/a.raw"),
     "no folder for the number": ("-f", "raw", "-k", "{0}/s", "--pid-file={0}/none/p", "{0}/a.raw"),
     "list and image": ("-L", "{0}/a.raw"),
     "list and name": ("-L", "-x", "name"),
@@ -94,6 +93,17 @@ def test_in_the_background_it_serves_at_once_and_ends_by_its_number(tmp_path: Pa
     finally:
         os.close(descriptor)
     assert not path.exists()
+
+
+def test_what_goes_wrong_on_the_way_into_the_background_is_told_first(tmp_path: Path) -> None:
+    good("drop-in", tmp_path)
+    words = ("--fork", "-f", "raw", "-k", str(tmp_path / "none" / "s"), str(tmp_path / "a.raw"))
+    (tmp_path / "a.raw").write_bytes(bytes(512))
+    ours, theirs = (
+        subprocess.run([program, *words], capture_output=True, text=True, timeout=20)
+        for program in (str(tmp_path / "qemu-nbd"), "qemu-nbd")
+    )
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
 
 
 def test_activation_excludes_another_address(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vblk.protocols.nbd_node import NbdNode, block_size, require_writable_export
 from vblk.protocols.nbd_pool import Pool
 from vblk.protocols.nbd_tls import TlsOptions
 from vblk.wire.nbd import Export, ExportFlag
+from vblk.wire.nbd.numbers import ALLOCATION_CONTEXT
 
 CONNECTIONS: Final = 4
 """How many connections are made to a server that takes several."""
@@ -49,6 +50,8 @@ class Options(TlsOptions):
     `reconnect_delay`: how long requests wait for a server that went away.
     `open_timeout`: how long opening waits for one that is not there yet.
     `connections`: how many are made, of servers that say that they are as one.
+    `x_dirty_bitmap`: the context that is asked for holes in the place of
+    `base:allocation`, as QEMU's tests do it.
     """
 
     server: ServerOptions | None = None
@@ -56,6 +59,7 @@ class Options(TlsOptions):
     reconnect_delay: int = 0
     open_timeout: int = 0
     connections: int = CONNECTIONS
+    x_dirty_bitmap: str | None = None
 
     def address(self) -> Address:
         """Return the address.
@@ -118,7 +122,15 @@ async def open_nbd(
     agreed: list[Export] = []
 
     async def make() -> Connection:
-        connection, export = await connect(address, options.export, clock, secure)
+        connection, export = await connect(
+            address, options.export, clock, secure, options.x_dirty_bitmap or ALLOCATION_CONTEXT
+        )
+        if options.x_dirty_bitmap is not None and export.allocation is None:
+            refusal = StorageError(
+                errno.EINVAL, f"requested x-dirty-bitmap {options.x_dirty_bitmap} not found"
+            )
+            connection.abort(refusal)
+            raise refusal
         if agreed:
             problem = _difference(agreed[0], export, read_only)
             if problem:

@@ -23,7 +23,7 @@ from vblk.aio.tls import TlsSession
 from vblk.errors import BlockError, PeerError, StorageError
 from vblk.units import KIB
 from vblk.wire.nbd import ClientHandshake, ClientSession, Exchange, Export, Request
-from vblk.wire.nbd.numbers import ESHUTDOWN
+from vblk.wire.nbd.numbers import ALLOCATION_CONTEXT, ESHUTDOWN
 
 IN_FLIGHT_MAX: Final = 64
 """How many requests wait for an answer at a time."""
@@ -57,11 +57,17 @@ class Connection(asyncio.BufferedProtocol):
     Concurrency: belongs to one event loop's thread; any number of requests.
     """
 
-    def __init__(self, export_name: str, clock: Clock, secure: Callable[[], TlsSession] | None) -> None:
+    def __init__(
+        self,
+        export_name: str,
+        clock: Clock,
+        secure: Callable[[], TlsSession] | None,
+        context: str = ALLOCATION_CONTEXT,
+    ) -> None:
         """Wait for the server's greeting; `secure` begins TLS, where it is wanted."""
         loop = asyncio.get_running_loop()
         self._clock = clock
-        self._handshake = ClientHandshake(export_name, tls=secure is not None)
+        self._handshake = ClientHandshake(export_name, tls=secure is not None, context=context)
         self._secure = secure
         self._tls: TlsSession | None = None
         self._room = memoryview(bytearray(_HANDSHAKE_ROOM if secure is None else _ENCRYPTED_ROOM))
@@ -288,9 +294,15 @@ class Connection(asyncio.BufferedProtocol):
 
 
 async def connect(
-    address: Address, export_name: str, clock: Clock, secure: Callable[[], TlsSession] | None = None
+    address: Address,
+    export_name: str,
+    clock: Clock,
+    secure: Callable[[], TlsSession] | None = None,
+    context: str = ALLOCATION_CONTEXT,
 ) -> tuple[Connection, Export]:
     """Connect and go through the handshake, over TLS if `secure` begins one.
+
+    `context` is what tells the holes.
 
     Raises:
         StorageError: There is no server, or it refuses.
@@ -299,7 +311,7 @@ async def connect(
     Cancellation: the socket is closed.
     """
     loop = asyncio.get_running_loop()
-    connection = Connection(export_name, clock, secure)
+    connection = Connection(export_name, clock, secure, context)
     try:
         if address.path is not None:
             await loop.create_unix_connection(lambda: connection, address.path)

@@ -61,10 +61,11 @@ class ClientHandshake:
     connection, and calls `secured` when that is done.
     """
 
-    def __init__(self, export_name: str, *, tls: bool = False) -> None:
+    def __init__(self, export_name: str, *, tls: bool = False, context: str = ALLOCATION_CONTEXT) -> None:
         """Ask for the export of that name; the empty one is the server's default.
 
-        With `tls` a server that does not offer it is refused.
+        With `tls` a server that does not offer it is refused. `context` is what
+        tells the holes, in the bits of `base:allocation`.
 
         Raises:
             OptionError: No export can have this name.
@@ -73,6 +74,7 @@ class ClientHandshake:
         if len(self._name) > STRING_MAX:
             raise OptionError(f"export name too long: it has more than {STRING_MAX} bytes")
         self._export_name = export_name
+        self._context = context
         self.export: Export | None = None
         self.awaits_tls = False
         self.awaited = "initial magic"
@@ -228,7 +230,7 @@ class ClientHandshake:
 
     def _allocation_context(self) -> Generator[int, bytes, int | None]:
         """Ask for the context that tells holes; return its number."""
-        query = ALLOCATION_CONTEXT.encode()
+        query = self._context.encode("utf-8", errors="surrogateescape")
         self._ask(
             Option.SET_META_CONTEXT,
             b"".join((_counted(self._name), (1).to_bytes(4, "big"), _counted(query))),
@@ -241,7 +243,7 @@ class ClientHandshake:
             return None
         (kind, data), *more = answers
         if more or kind != OptionReply.META_CONTEXT or data[4:] != query:
-            raise PeerError(f"the server was asked for the context {ALLOCATION_CONTEXT} and names others")
+            raise PeerError(f"the server was asked for the context {self._context} and names others")
         return int.from_bytes(data[:4], "big")
 
     def _go(self, export: Export, option: Option = Option.GO) -> Generator[int, bytes, bool]:

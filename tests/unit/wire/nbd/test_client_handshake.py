@@ -242,3 +242,12 @@ def test_contexts_that_nobody_asked_for_are_refused() -> None:
 def test_a_name_that_no_export_can_have_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(OptionError, match="too long"):
         ClientHandshake("x" * 4097)
+
+
+def test_another_context_may_tell_the_holes() -> None:
+    handshake = ClientHandshake("x", context="qemu:dirty-bitmap:b")
+    handshake.receive(NEWSTYLE + b"\0\x03")
+    sent = handshake.receive(reply(EXTENDED, ACK))
+    assert sent == option(SET_CONTEXT, b"\0\0\0\x01x" + struct.pack(">II", 1, 19) + b"qemu:dirty-bitmap:b")
+    with pytest.raises(PeerError, match="qemu:dirty-bitmap:b and names others"):
+        handshake.receive(reply(SET_CONTEXT, CONTEXT, b"\0\0\0\x07base:allocation") + reply(SET_CONTEXT, ACK))
