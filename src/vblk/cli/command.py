@@ -6,7 +6,7 @@ dataclass, a list of options whose names are its fields, and a function.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import click
 
@@ -115,3 +115,48 @@ class Verb(click.Command, Generic[A]):
         for each in click.core.iter_params_for_processing(order, self.get_params(ctx)):
             each.handle_parse_result(ctx, values, [])
         return []
+
+
+class Answerable(Protocol):
+    """The arguments of a verb that answers for help and version itself."""
+
+    help: bool
+    version: bool
+
+
+P = TypeVar("P", bound=Answerable)
+
+
+class ProgramVerb(Verb[P]):
+    """A verb that is a program of QEMU's, too: `program` names it.
+
+    `more` is added to its help; `{}` in it stands for how it was called.
+    """
+
+    program: str
+    more: str = ""
+
+    def read(self, words: Sequence[str], program: str) -> P:
+        """Turn the words of a call into its arguments; those of the program `program` may ask for help."""
+        try:
+            return super().read(words, program)
+        except HelpWanted:
+            arguments = self._arguments(operands=())
+            arguments.help = True
+            return arguments
+
+    def help_page(self, program: str) -> str:
+        """Return the help of a program that may consist of this verb alone."""
+        called = program if program == self.program else f"{program} {self.name}"
+        page = self.get_help(click.Context(self, info_name=called, max_content_width=100))
+        return page + self.more.format(called)
+
+    def answered(self, arguments: P, console: Console) -> bool:
+        """Print help or version, if one of them is asked for; return whether it was."""
+        if arguments.help:
+            console.print(self.help_page(console.name))
+        elif arguments.version:
+            from vblk.cli.texts import version_text
+
+            console.print(version_text(console.name))
+        return arguments.help or arguments.version

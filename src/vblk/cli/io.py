@@ -5,13 +5,10 @@ The language is in `language` and `table`, the commands in the modules that
 `commands` names.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
-
-from vblk.cli.command import HelpWanted, Verb, flag, option
+from vblk.cli.command import ProgramVerb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure
 from vblk.cli.objects import objects_of, objects_option
@@ -84,31 +81,15 @@ OPTIONS = (
 )
 
 
-class IoVerb(Verb[IoArguments]):
-    """The verb; as a program of its own it answers for help and version itself."""
+class IoVerb(ProgramVerb[IoArguments]):
+    """The verb, and the program."""
 
-    def read(self, words: Sequence[str], program: str) -> IoArguments:
-        """Turn the words of a call into its arguments."""
-        try:
-            return super().read(words, program)
-        except HelpWanted:
-            return IoArguments(help=True)
-
-    def help_page(self, program: str) -> str:
-        """Return the help of a program that may consist of this verb alone."""
-        called = program if program == PROGRAM else f"{program} {self.name}"
-        page = self.get_help(click.Context(self, info_name=called, max_content_width=100))
-        return f"{page}\n\nSee '{called} -c help' for the commands."
+    program = PROGRAM
+    more = "\n\nSee '{} -c help' for the commands."
 
 
 async def _run(arguments: IoArguments, console: Console) -> int:
-    if arguments.help:
-        console.print(VERB.help_page(console.name))
-        return SUCCESS
-    if arguments.version:
-        from vblk.cli.texts import version_text
-
-        console.print(version_text(console.name))
+    if VERB.answered(arguments, console):
         return SUCCESS
     from vblk.cli.io_prompt import run_prompt
     from vblk.qemu_io.commands import by_name

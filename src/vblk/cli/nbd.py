@@ -10,14 +10,11 @@ the file with its number is written, and before it says that it is ready.
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from vblk.cli.background import Readiness, fork
-from vblk.cli.command import HelpWanted, Verb, flag, option
+from vblk.cli.command import ProgramVerb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure, could_not_open
 from vblk.cli.images import named_options
@@ -96,30 +93,14 @@ class Arguments:
     help: bool = False
 
 
-class NbdVerb(Verb[Arguments]):
-    """The verb; as a program of its own it answers for help and version itself."""
+class NbdVerb(ProgramVerb[Arguments]):
+    """The verb, and the program."""
 
-    def read(self, words: Sequence[str], program: str) -> Arguments:
-        """Turn the words of a call into its arguments."""
-        try:
-            return super().read(words, program)
-        except HelpWanted:
-            return Arguments(help=True)
-
-    def help_page(self, program: str) -> str:
-        """Return the help of a program that may consist of this verb alone."""
-        called = program if program == PROGRAM else f"{program} {self.name}"
-        return self.get_help(click.Context(self, info_name=called, max_content_width=100))
+    program = PROGRAM
 
 
 def _run(arguments: Arguments, console: Console) -> int:
-    if arguments.help:
-        console.print(VERB.help_page(console.name))
-        return SUCCESS
-    if arguments.version:
-        from vblk.cli.texts import version_text
-
-        console.print(version_text(console.name))
+    if VERB.answered(arguments, console):
         return SUCCESS
     from vblk.cli.main import run_loop
 
