@@ -5,6 +5,7 @@ for delays that have not begun to end: what is held back goes on at once.
 """
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,9 @@ from vblk.errors import OptionError
 from vblk.filters.passing import PassingNode
 from vblk.graph.edge import Role
 from vblk.graph.node import Node
+from vblk.graph.objects import Objects
 from vblk.graph.site import Site
-from vblk.options import bind, check_children
+from vblk.options import Scalar, bind, check_children
 
 LATENCY_MAX = 3600 * 10**9
 """An hour, in nanoseconds."""
@@ -38,18 +40,15 @@ class DelayNode(PassingNode):
     """A node whose requests wait on a clock before they are made."""
 
     driver: ClassVar[str] = "delay"
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        ("read-latency-ns", "write-latency-ns", "flush-latency-ns")
+    )
 
     def __init__(self, name: str, file: Node, options: Options, clock: Clock, **how: Any) -> None:
         """Stand over `file`; `clock` is what requests wait on."""
         super().__init__(name, file, **how)
         self._clock = clock
-        self._seconds = {
-            "read": options.read_latency_ns / 1e9,
-            "write": options.write_latency_ns / 1e9,
-            "write-zeroes": options.write_latency_ns / 1e9,
-            "discard": options.write_latency_ns / 1e9,
-            "flush": options.flush_latency_ns / 1e9,
-        }
+        self._seconds = _seconds_of(options)
         self._waiting: set[asyncio.Task[None]] = set()
 
     async def before(self, operation: str, offset: int, length: int) -> None:
@@ -65,6 +64,15 @@ class DelayNode(PassingNode):
             self._waiting.discard(wait)
             wait.cancel()
 
+    def prepare_options(self, objects: Objects, own: Mapping[str, Scalar]) -> Callable[[], None]:
+        """Read other latencies."""
+        seconds = _seconds_of(bind(own, Options, "delay"))
+
+        def change() -> None:
+            self._seconds = seconds
+
+        return change
+
     def hurry(self) -> None:
         """End every wait."""
         super().hurry()
@@ -74,6 +82,17 @@ class DelayNode(PassingNode):
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once, where reads do not wait."""
         return None if self._seconds["read"] else super().try_read(offset, length)
+
+
+def _seconds_of(options: Options) -> dict[str, float]:
+    """Return how long each kind of request waits."""
+    return {
+        "read": options.read_latency_ns / 1e9,
+        "write": options.write_latency_ns / 1e9,
+        "write-zeroes": options.write_latency_ns / 1e9,
+        "discard": options.write_latency_ns / 1e9,
+        "flush": options.flush_latency_ns / 1e9,
+    }
 
 
 async def open_node(site: Site) -> DelayNode:

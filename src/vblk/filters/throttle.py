@@ -7,14 +7,16 @@ Ordering rule: a request counts before it is made; a drain lets everything pass 
 once, so that it does not wait for the limits.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vblk.filters.passing import PassingNode
 from vblk.graph.edge import Role
 from vblk.graph.node import Buffer, Node
+from vblk.graph.objects import Objects
 from vblk.graph.site import Site
-from vblk.options import bind, check_children
+from vblk.options import Scalar, bind, check_children
 from vblk.runtime.throttling import ThrottleGroup
 
 _IS_WRITE = {"read": False, "write": True, "write-zeroes": True, "discard": True}
@@ -31,6 +33,7 @@ class ThrottleNode(PassingNode):
     """A node whose requests wait until the limits of its group let them pass."""
 
     driver: ClassVar[str] = "throttle"
+    changeable: ClassVar[frozenset[str]] = frozenset(("throttle-group",))
 
     def __init__(self, name: str, file: Node, group: ThrottleGroup, **how: Any) -> None:
         """Stand over `file`, as a member of the group until the node is closed."""
@@ -70,6 +73,16 @@ class ThrottleNode(PassingNode):
         """Heed the limits again."""
         super().heed()
         self._member.heed()
+
+    def prepare_options(self, objects: Objects, own: Mapping[str, Scalar]) -> Callable[[], None]:
+        """Find another group, to be joined."""
+        group = objects.throttle_group(bind(own, Options, "throttle").throttle_group)
+
+        def join() -> None:
+            self.group.leave(self._member)
+            self.group, self._member = group, group.join()
+
+        return join
 
     async def close(self) -> None:
         """Leave the group. Idempotent."""

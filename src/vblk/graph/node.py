@@ -12,7 +12,7 @@ ranges; inside the graph requests are asserted, not checked.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +23,8 @@ from vblk.graph.edge import IDLE, Edge, Role
 
 if TYPE_CHECKING:
     from vblk.graph.dirty_bitmap import DirtyBitmap
-    from vblk.options import NodeOptions
+    from vblk.graph.objects import Objects
+    from vblk.options import NodeOptions, Scalar
 
 Buffer = bytes | bytearray | memoryview
 
@@ -75,6 +76,9 @@ class Node(ABC):
     idle_access = IDLE
     """The same of a filter without users."""
 
+    changeable: ClassVar[frozenset[str]] = frozenset()
+    """The names of the driver's own options that `prepare_options` changes while the node lives."""
+
     def __init__(self, name: str, filename: str, *, read_only: bool) -> None:
         self.name = name
         self.filename = filename
@@ -112,6 +116,14 @@ class Node(ABC):
     def child_left(self, edge: Edge) -> None:
         """Take note that there is no such child any more; the graph says it, with nothing in flight."""
         assert edge.name not in self.children
+
+    def prepare_options(self, objects: "Objects", own: "Mapping[str, Scalar]") -> Callable[[], None]:
+        """Return what gives the node other options of its own; nothing may be in flight when it is called.
+
+        Raises:
+            OptionError: They cannot be.
+        """
+        raise AssertionError("nothing can be changed")
 
     def hurry(self) -> None:
         """Hold no request back, until the matching `heed`: somebody waits for what is in flight."""

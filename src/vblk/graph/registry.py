@@ -166,9 +166,7 @@ class Graph:
         for edge in (*rewiring.moved, *rewiring.added):
             if edge.parent is not None:
                 edge.parent.child_changed(edge)
-        if not rewiring.moved:
-            return
-        for handle in self._handles:
+        for handle in self._handles if rewiring.moved else ():
             if handle.edge in rewiring.moved:
                 handle.follow()
         for drain in self._drains:  # whoever reaches its node only now is quiet: the change was under a drain

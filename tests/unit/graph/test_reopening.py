@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support.qcow2_disks import new_image
+from tests.support.turns import turns
 from vblk.errors import Cycle, GraphError, PermissionConflict, ReadOnly, StorageError
 from vblk.graph.edge import READING, WRITING
 from vblk.graph.node import Node
@@ -166,6 +167,20 @@ def test_a_change_that_fails_half_way_is_taken_back(begins: bool) -> None:
         await graph.change([NodeChange(overlay, False, {"backing": base}), NodeChange(faulty, not begins)])
         assert await handle.read(0, 4) == b"base"
         assert faulty.read_only is not begins
+
+    with_graph(scenario)
+
+
+def test_a_drain_holds_the_users_of_an_image_that_comes_to_stand_on_its_node() -> None:
+    async def scenario(graph: Graph) -> None:
+        base, overlay = memory(graph, "base", data=b"base"), await new_overlay(graph)
+        handle = graph.hold(overlay, "the guest", WRITING)
+        async with graph.drained(base):
+            await graph.change([NodeChange(overlay, False, {"backing": base})])
+            read = asyncio.create_task(handle.read(0, 4))
+            await turns()
+            assert not read.done()
+        assert await read == b"base"
 
     with_graph(scenario)
 

@@ -379,3 +379,31 @@ def test_a_quorum_tells_of_children_that_are_outvoted(tmp_path: Path) -> None:
             assert talk.events == [("QUORUM_REPORT_BAD", data)]
 
     asyncio.run(session())
+
+
+def test_reopening_changes_what_filters_do() -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            for name, limit in (("fast", 1 << 30), ("slow", 1)):
+                limits = {"bps-total": limit}
+                await talk.call("object-add", **{"qom-type": "throttle-group", "id": name, "limits": limits})
+            await talk.add("n", size=1 << 20)
+            throttle = {"driver": "throttle", "node-name": "t", "file": "n"}
+            await talk.call("blockdev-add", **throttle, **{"throttle-group": "fast"})
+            handle = talk.daemon.graph.hold(talk.daemon.graph.find("t"), "the test")
+            assert handle.try_read(0, 1024) is not None
+            assert handle.try_read(0, 1024) is not None
+            said = await talk.refused("blockdev-reopen", options=[throttle | {"throttle-group": "none"}])
+            assert said == "Throttle group 'none' does not exist"
+            await talk.call("blockdev-reopen", options=[throttle | {"throttle-group": "slow"}])
+            assert handle.try_read(0, 1024) is not None
+            assert handle.try_read(0, 1024) is None
+            await talk.call("object-del", id="fast")
+            delay = {"driver": "delay", "node-name": "d", "file": "n"}
+            await talk.call("blockdev-add", **delay, **{"read-latency-ns": 1})
+            late = talk.daemon.graph.hold(talk.daemon.graph.find("d"), "the test")
+            assert late.try_read(0, 1) is None
+            await talk.call("blockdev-reopen", options=[delay])
+            assert late.try_read(0, 1) is not None
+
+    asyncio.run(session())
