@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.manual_clock import EagerClock
 from tests.support.nodes import content_of
 from tests.support.vhdx.chain import Chain
 from vblk.aio.threads import ThreadEngine
@@ -27,6 +28,7 @@ from vblk.graph.site import Request
 from vblk.opening import open_image, open_node
 from vblk.options import from_mapping
 from vblk.protocols.memory import MemoryNode
+from vblk.runtime.throttling import ThrottleGroup, ThrottleLimits
 from vblk.testing import (
     FaultPlan,
     FaultyEngine,
@@ -123,7 +125,9 @@ async def goes_on(handle: Handle, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["raw", "probed", "snapshot", "copy-on-read", "blkdebug"])
+@pytest.mark.parametrize(
+    "kind", ["raw", "probed", "snapshot", "copy-on-read", "blkdebug", "throttle", "delay", "quorum"]
+)
 def test_trouble_in_a_node_stays_with_its_request(kind: str, mode: str) -> None:
     content = content_of(SIZE)
 
@@ -134,10 +138,15 @@ def test_trouble_in_a_node_stays_with_its_request(kind: str, mode: str) -> None:
             setup = FaultPlan()
             faulty = FaultyNode("faulty", memory, setup)
             faulty.put_over(graph)
+            graph.clock = EagerClock()
+            graph.objects.add("group", ThrottleGroup(graph.clock, ThrottleLimits(bps_total=SIZE)))
             kinds: dict[str, dict[str, object]] = {
                 "raw": {"driver": "raw", "file": "faulty"},
                 "probed": {"file": "faulty"},
                 "blkdebug": {"driver": "blkdebug", "image": "faulty", "align": 4096},
+                "throttle": {"driver": "throttle", "throttle-group": "group", "file": "faulty"},
+                "delay": {"driver": "delay", "read-latency-ns": 1, "write-latency-ns": 1, "file": "faulty"},
+                "quorum": {"driver": "quorum", "vote-threshold": 1, "children": ["faulty"]},
             }
             mapping = kinds.get(kind, kinds["raw"])
             node = await open_node(graph, from_mapping(mapping), Request(read_only=False))
