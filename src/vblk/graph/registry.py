@@ -77,6 +77,7 @@ class Graph:
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
         self.edges = Edges()
         self._kept: set[Node] = set()
+        self._pins: list[tuple[Node, str]] = []
         self._handles: list[Handle] = []
         self._drains: list[_Drain] = []
         self._changing = asyncio.Lock()
@@ -204,6 +205,28 @@ class Graph:
         """Tell whether a node lives without users."""
         return node in self._kept
 
+    @contextmanager
+    def pinned(self, node: Node, why: str) -> Generator[None, None, None]:
+        """Let no surgery lead all users of a node elsewhere while the block runs; `why` is told then.
+
+        For whoever counts on seeing every change of the disk at this node.
+        """
+        pin = (node, why)
+        self._pins.append(pin)
+        try:
+            yield
+        finally:
+            self._pins.remove(pin)
+
+    def require_unpinned(self, node: Node, above: Node | None = None) -> None:
+        """Raise NodeBusy when somebody counts on a node or on one that it decorates, down to `above`."""
+        member: Node | None = node
+        while member is not None and member is not above:
+            for pinned, why in self._pins:
+                if pinned is member:
+                    raise NodeBusy(f"Node '{member.name}' is busy: {why}")
+            member = member.child(Role.FILTERED)
+
     async def let_go(self, node: Node) -> None:
         """End what `keep` began, and close the node.
 
@@ -281,6 +304,7 @@ class Graph:
         then, it is closed.
 
         Raises:
+            NodeBusy: `old` is pinned, and all of its users would go.
             PermissionConflict: Two would use `new` who exclude each other.
             ReadOnly: Somebody writes to `old`, and `new` is for reading only.
             Cycle: A user stands below `new`.
@@ -320,6 +344,7 @@ class Graph:
         backing left out, and has no user.
 
         Raises:
+            NodeBusy: The node is pinned.
             GraphError: The overlay cannot be one, or has a user or a backing.
             ReadOnly: Somebody writes to the node, and the overlay is for reading only.
             PermissionConflict: A user forbids what the overlay does with the node.

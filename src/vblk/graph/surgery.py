@@ -22,6 +22,8 @@ from vblk.graph.reopening import change_back, members_below, reopen_members, sto
 async def replace(graph: Graph, old: Node, new: Node, users: Sequence[Edge] | None = None) -> None:
     """Let users of `old` use `new`; see `Graph.replace`."""
     own = reachable(new)
+    if users is None and old not in own:
+        graph.require_unpinned(old, above=new)
     moved = [edge for edge in graph.users(old) if edge.parent not in own] if users is None else users
     for edge in moved:
         if edge.node is not old:
@@ -50,6 +52,7 @@ async def remove_filter(graph: Graph, filter: Node) -> None:
 
 async def put_overlay(graph: Graph, node: Node, overlay: Node) -> None:
     """Make `node` the backing of `overlay`, which its users use then; see `Graph.put_overlay`."""
+    graph.require_unpinned(node)
     refuse_overlay(graph, node, overlay)
     members = members_below(graph, node, read_only=True)
     rewiring = Rewiring(
@@ -88,6 +91,7 @@ async def take_off_overlay(graph: Graph, overlay: Node, *, read_only: bool) -> N
     edge = overlay.children.get(Role.BACKING.value)
     if edge is None:
         raise GraphError(f"Node '{overlay.name}' has no backing image")
+    graph.require_unpinned(overlay)
     node = edge.node
     members = [] if read_only else members_below(graph, node, read_only=False)
     access = storage_access(members, read_only=False)

@@ -162,6 +162,11 @@ class MirrorJob(BlockJob):
 
     async def run(self) -> None:
         """Copy, get ready, and keep in step until the end; the disk is drained then."""
+        why = f"block device is in use by block job: {self.type}"
+        with self._graph.pinned(self._source.node, why):
+            await self._run()
+
+    async def _run(self) -> None:
         source = self._source
         bitmap = await add_bitmap(self._graph, source.node, self._name, granularity=self._granularity)
         bitmap.busy = True

@@ -262,6 +262,34 @@ def test_a_replacement_that_would_corrupt_is_refused_and_names_both_parties() ->
     with_graph(scenario)
 
 
+def test_a_pinned_node_keeps_its_users_and_says_why_and_filters_come_all_the_same() -> None:
+    async def scenario(graph: Graph) -> None:
+        node, other = memory(graph), memory(graph, "other")
+        handle = graph.hold(node, "the guest", WRITING)
+        overlay = await new_overlay(graph)
+        graph.keep(node)
+        graph.keep(other)
+        words = r"^Node 'node' is busy: block device is in use by block job: mirror$"
+        with graph.pinned(node, "block device is in use by block job: mirror"):
+            with pytest.raises(NodeBusy, match=words):
+                await graph.put_overlay(node, overlay)
+            with pytest.raises(NodeBusy, match=words):
+                await graph.replace(node, other)
+            filter = passing(graph, "filter", node)
+            await graph.insert_filter(node, filter)
+            with pytest.raises(NodeBusy, match=words):
+                await graph.put_overlay(filter, overlay)
+            await handle.write(0, b"seen by the node")
+            assert await node.read(0, 4) == b"seen"
+            [edge] = [edge for edge in graph.users(node) if edge.parent is not None]
+            await graph.replace(node, other, users=[edge])
+            await graph.replace(other, node, users=[edge])
+            await graph.remove_filter(filter)
+        await graph.put_overlay(node, overlay)
+
+    with_graph(scenario)
+
+
 def test_a_drain_holds_users_that_surgery_brings_to_its_node() -> None:
     async def scenario(graph: Graph) -> None:
         old, new = memory(graph, "old"), memory(graph, "new", data=b"new")
