@@ -56,7 +56,6 @@ async def _serve(arguments: Arguments, console: Console, ready: Readiness) -> in
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, over.set)
     image, folder = arguments.operands
-    name = arguments.name or _file_name(image)
     async with image_graph(arguments, console) as graph:
         handle = await open_named(
             graph,
@@ -66,6 +65,7 @@ async def _serve(arguments: Arguments, console: Console, ready: Readiness) -> in
             read_only=not arguments.writable,
             cache=arguments.cache if arguments.writable else None,
         )
+        name = arguments.name or _file_name(handle.node.filename)
         export = FuseExport(
             "mount",
             graph,
@@ -95,9 +95,11 @@ async def _serve(arguments: Arguments, console: Console, ready: Readiness) -> in
 
 
 def _file_name(image: str) -> str:
-    """Return the name under which an image's disk is shown."""
-    name = os.path.basename(image.rstrip("/"))
-    return name if name not in ("", ".", "..") and len(os.fsencode(name)) < 256 else "disk"
+    """Return the name under which an image's disk is shown: that of its file or export, if it has one."""
+    if "://" in image:
+        image = image.partition("://")[2].partition("?")[0].partition("/")[2]
+    name = "" if image.startswith("json:") else os.path.basename(image)
+    return name if name and len(os.fsencode(name)) < 256 else "disk"
 
 
 VERB = Verb(

@@ -240,6 +240,35 @@ def test_a_request_of_a_process_that_is_killed_is_given_up(place: Path) -> None:
     run(place, scenario)
 
 
+def test_what_fails_below_fails_for_whoever_asked_and_for_nobody_else(place: Path) -> None:
+    faulty = {
+        "driver": "blkdebug",
+        "image": {"driver": "file", "filename": str(place.parent / "disk.raw")},
+        "inject-error": [{"event": "read_aio", "errno": errno.EREMOTEIO, "sector": 8, "once": False}],
+    }
+
+    def pread(offset: int) -> bytes:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECT)
+        try:
+            return os.pread(fd, 512, offset)
+        finally:
+            os.close(fd)
+
+    async def main() -> None:
+        async with Graph() as graph:
+            handle = await open_image(graph, from_mapping({"driver": "raw", "file": faulty}))
+            export = FuseExport("e", graph, handle, mountpoint=str(place))
+            await export.start()
+            try:
+                assert await asyncio.to_thread(number, lambda: pread(8 * 512)) == errno.EREMOTEIO
+                assert await asyncio.to_thread(pread, 0) == content_of(SIZE)[:512]
+                assert export.statistics.counters[Operation.READ].failed == 1
+            finally:
+                await export.stop()
+
+    asyncio.run(main())
+
+
 def test_more_requests_than_there_is_room_for_are_answered_all(place: Path) -> None:
     def read(at: int) -> bytes:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECT)
