@@ -15,7 +15,7 @@ from vblk.errors import CorruptImage, OptionError, OutOfRange, Reason, StorageEr
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.probe import probe
 from vblk.graph.edge import Edge
-from vblk.graph.mapper import Mapper
+from vblk.graph.mapper import INLINE_MAX, Mapper
 from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.site import Site
 from vblk.options import Size, bind, check_children
@@ -118,12 +118,21 @@ class RawNode(Mapper):
             await self._file.read_into(offset + self._offset, buffer[:inside])
         buffer[inside:] = bytes(len(buffer) - inside)
 
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Read from the window at once, in one step where the file has all of the range."""
+        place = offset + self._offset
+        if length <= INLINE_MAX and place + length <= self._file.size:
+            return self._file.try_read(place, length)
+        return super().try_read(offset, length)
+
     def try_write(self, offset: int, data: Buffer) -> bool:
         """Write to the window at once, except where something has to be looked at first."""
-        self.require_writable()
-        if (self._probed and offset < SECTOR) or self._inside(offset, len(data)) < len(data):
+        if self.read_only:
+            self.require_writable()
+        place = offset + self._offset
+        if (self._probed and offset < SECTOR) or place + len(data) > self._file.size:
             return False
-        return self._file.try_write(offset + self._offset, data)
+        return self._file.try_write(place, data)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write to the window."""

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 TURN: Final = MIB
 """After so many bytes, others have their turn."""
 
+GROUP: Final = 8
+"""How many buffers leave together: few enough that the client works on some answers while others are made."""
+
 PENDING_MAX: Final = 2 * MIB
 """How many bytes of answers a client may leave in the queue before it is heard no more."""
 
@@ -252,6 +255,9 @@ class Connection:
             except BlockError as error:
                 out.append(session.replies.error(cookie, offset, *failure(error, command)))
                 export.statistics.fail(_COUNTED[command])
+            if len(out) >= GROUP:
+                self._channel.send(out)
+                out.clear()
             if budget < 0:
                 self._has_more = True
                 break
