@@ -12,7 +12,8 @@ READY := $(VENV)/.ready
 TEST_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs=e2fsprogs \
               mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount 7zz=7zip nbdkit=nbdkit nbdcopy=libnbd-bin \
               cryptsetup=cryptsetup-bin fio=fio qemu-nbd=qemu-utils qemu-storage-daemon=qemu-system-common \
-              fusermount3=fuse3 nbdsh=python3-libnbd nbd-client=nbd-client
+              fusermount3=fuse3 nbdsh=python3-libnbd nbd-client=nbd-client qemu-system-x86_64=qemu-system-x86 \
+              busybox=busybox-static
 DEMO_TOOLS := mkfs.ext4=e2fsprogs debugfs=e2fsprogs
 BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount \
                fio=fio nbdkit=nbdkit nbdcopy=libnbd-bin qemu-nbd=qemu-utils
@@ -23,7 +24,7 @@ T ?= 60
 JOBS ?= auto
 SEED ?= 0
 
-.PHONY: help setup bytecode demo test crash bench fuzz lint format type docs
+.PHONY: help setup bytecode demo test crash soak bench fuzz lint format type docs
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -47,12 +48,17 @@ demo: bytecode ## Make a VHDX from a real disk, look into it, convert it, compar
 
 test: bytecode ## Install what the tests need, then run them (PYTEST_ARGS="-k name" chooses)
 	@scripts/require $(TEST_TOOLS)
+	@scripts/guest-kernel build/guest
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 crash: bytecode ## Explore more than 100,000 crash states, and print how many (SEED=0)
 	@scripts/require $(TEST_TOOLS)
 	@VBLK_CRASH=nightly VBLK_CRASH_SEED=$(SEED) PATH="$$PATH:/usr/sbin:/sbin" \
 		$(BIN)/python -m pytest -n $(JOBS) -o timeout=7200 tests/crash tests/faults $(PYTEST_ARGS)
+
+soak: bytecode ## Let a storage daemon live hard for T seconds, and check every byte (T=3600 SEED=0)
+	@scripts/require $(TEST_TOOLS)
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.support.soak --seconds $(T) --seed $(SEED)
 
 bench: bytecode ## Measure vblk against other programs and print ratios (BENCH_ARGS=--help)
 	@scripts/require $(BENCH_TOOLS)
