@@ -149,13 +149,17 @@ def _serve(arguments: DaemonArguments, console: Console, ready: Readiness, log: 
     from vblk.aio import loops
     from vblk.cli.daemon_run import Startup
     from vblk.exports.metrics import serving_metrics
+    from vblk.graph.registry import Graph
+    from vblk.monitor.commands import daemon_commands
+    from vblk.monitor.daemon import Daemon
     from vblk.monitor.log import Log
 
     name = console.name if console.name == PROGRAM else f"{console.name} {VERB.name}"
     said = Log(name, log or console.err, structured=arguments.log is not None)
 
     async def live() -> int:
-        startup = Startup(said, allow_tcp_monitor=arguments.allow_tcp_monitor)
+        daemon = Daemon(Graph(), said)
+        startup = Startup(daemon, daemon_commands(), allow_tcp_monitor=arguments.allow_tcp_monitor)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:

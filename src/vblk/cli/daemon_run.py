@@ -10,21 +10,19 @@ from typing import Any
 from msgspec import Struct
 
 from vblk.cli.failure import Failure
-from vblk.graph.registry import Graph
 from vblk.monitor.arguments import read_arguments
 from vblk.monitor.blockdev import Blockdev
 from vblk.monitor.channel import Channel
 from vblk.monitor.chardev import Chardev, Serve, Socket, read_chardev
-from vblk.monitor.commands import daemon_commands
 from vblk.monitor.commands.exports import block_export_add, start_nbd_server
 from vblk.monitor.commands.nodes import blockdev_add
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.human import HumanMonitor
 from vblk.monitor.human_server import HumanServer
 from vblk.monitor.keyval import parse_option
-from vblk.monitor.log import Log
 from vblk.monitor.qmp_server import QmpServer
 from vblk.monitor.schema import ExportOptions, NbdServerOptions
+from vblk.monitor.table import CommandTable
 from vblk.objects import add_object, read_object_text
 from vblk.wire.qmp import QmpError
 
@@ -47,11 +45,11 @@ class MonitorOptions(Struct, rename="kebab"):
 class Startup:
     """The daemon, and what the command line adds to it."""
 
-    def __init__(self, log: Log, *, allow_tcp_monitor: bool = False) -> None:
-        """Begin with an empty graph; belongs to the running loop."""
-        self.daemon = Daemon(Graph(), log)
+    def __init__(self, daemon: Daemon, commands: CommandTable, *, allow_tcp_monitor: bool = False) -> None:
+        """Begin with an empty daemon, whose monitors know `commands`."""
+        self.daemon = daemon
         self.pidfile: str | None = None
-        self._commands = daemon_commands()
+        self._commands = commands
         self._chardevs: dict[str, Chardev] = {}
         self._allow_tcp_monitor = allow_tcp_monitor
         self._attached: set[str] = set()

@@ -1,7 +1,6 @@
 """Making new raw images: a file or a device as long as the disk.
 
-Owns: the length in whole sectors, and the first block, which is written so that
-those who open the file with O_DIRECT can find out what alignment it wants.
+Owns: the length in whole sectors.
 """
 
 import errno
@@ -10,12 +9,11 @@ from typing import ClassVar
 
 from vblk.errors import StorageError
 from vblk.graph.creation import Creator, FileOptions, NewImage, Wish
-from vblk.graph.node import Node, Preallocation
+from vblk.graph.node import Node
 from vblk.options import Size
 from vblk.options.creation import described
-from vblk.units import KIB, OFFSET_MAX, align_down, align_up
+from vblk.units import OFFSET_MAX, align_down, align_up
 
-FIRST_BLOCK = 4 * KIB
 SECTOR = 512
 SIZE_MAX = align_down(OFFSET_MAX, SECTOR)
 """The largest raw image in bytes: whole sectors below what a file offset can say."""
@@ -54,8 +52,6 @@ class NewRawImage(NewImage):
         if leaf.size:
             await leaf.resize(0)
         await leaf.resize(length, preallocation=self._preallocation)
-        if length and self._preallocation is Preallocation.OFF:
-            await leaf.write(0, bytes(min(FIRST_BLOCK, length)))
 
     async def finish(self, leaf: Node, *, durable: bool) -> None:
         """Nothing marks a raw image."""

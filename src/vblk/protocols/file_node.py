@@ -30,7 +30,7 @@ from vblk.protocols.cache_mode import CacheMode
 from vblk.protocols.file_space import Space
 from vblk.protocols.image_lock import ImageLock
 from vblk.runtime.flush_sequencer import FlushSequencer
-from vblk.units import MIB, align_up
+from vblk.units import KIB, MIB, align_up
 
 T = TypeVar("T")
 
@@ -39,7 +39,11 @@ _ZEROS = memoryview(mmap.mmap(-1, MIB, access=mmap.ACCESS_READ))
 """Zeros that begin on a memory page, as direct I/O wants them."""
 _CHANGING = Permission.WRITE | Permission.WRITE_UNCHANGED | Permission.RESIZE
 
+FIRST_BLOCK = 4 * KIB
+"""So much of a file that was empty is written, so that O_DIRECT finds out what alignment it wants."""
+
 _PREALLOCATING = {
+    Preallocation.OFF: "Could not write the first block",
     Preallocation.FALLOC: "Could not preallocate new data",
     Preallocation.FULL: "Could not write zeros for preallocation",
 }
@@ -318,21 +322,28 @@ class FileNode(Leaf):
             raise Unsupported("Cannot use preallocation for shrinking files", filename=self.filename)
         await self.blocking(lambda: os.ftruncate(self._fd, size), "resize")
         self._size = size
-        if size <= before or preallocation is Preallocation.OFF:
+        if size <= before:
             return
         try:
             if preallocation is Preallocation.FALLOC:
                 await self.blocking(lambda: os.posix_fallocate(self._fd, before, size - before), "resize")
-            elif self._aligner is not None:
-                await self._aligner.write_zeroes(before, size - before, self._write_zeros_out)
-            else:
-                await self._write_zeros_out(before, size - before)
+            elif preallocation is Preallocation.FULL:
+                await self._fill(before, size - before)
+            elif not before:
+                await self._fill(0, min(FIRST_BLOCK, size))
         except BaseException as error:
             os.ftruncate(self._fd, before)
             self._size = before
             if isinstance(error, BlockError):
                 error.message = f"{_PREALLOCATING[preallocation]}: {error.message}"
             raise
+
+    async def _fill(self, offset: int, length: int) -> None:
+        """Write zeros, so that space is allocated."""
+        if self._aligner is not None:
+            await self._aligner.write_zeroes(offset, length, self._write_zeros_out)
+        else:
+            await self._write_zeros_out(offset, length)
 
     async def reopen(self, *, read_only: bool) -> None:
         """Change the access, and take note of the file's present length.

@@ -44,7 +44,11 @@ SKIPPED_MAX: Final = 32 * MIB
 
 PREFERRED: Final = 4 * KIB
 PAYLOAD_MAX: Final = 32 * MIB
+
 """The most bytes of one read or write."""
+
+NAME_SHOWN: Final = 80
+"""So many bytes of a name are worth showing."""
 
 _GREETING: Final = struct.pack(
     ">QQH", INIT_MAGIC, OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
@@ -212,7 +216,7 @@ class ServerHandshake:
     def _offer(self, name: bytes) -> Offer:
         offer = self._offers().get(_text(name))
         if offer is None:
-            raise _Refused(OptionReply.ERR_UNKNOWN, f"export '{shown(name)}' not present")
+            raise _Refused(OptionReply.ERR_UNKNOWN, f"export '{_brief(name)}' not present")
         return offer
 
     def _flags(self, offer: Offer) -> int:
@@ -228,7 +232,7 @@ class ServerHandshake:
     def _export_name(self, name: bytes) -> None:
         offer = self._offers().get(_text(name))
         if offer is None:
-            raise PeerError(f"export '{shown(name[:STRING_MAX])}' not present")
+            raise PeerError(f"export '{_brief(name)}' not present")
         self._to_send += _EXPORT.pack(offer.size, self._flags(offer))
         if not self._no_zeroes:
             self._to_send += bytes(124)
@@ -373,3 +377,8 @@ def _bytes(text: str) -> bytes:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="surrogateescape")
+
+
+def _brief(name: bytes) -> str:
+    """Return the name of an export for a message, its end left out where that is long."""
+    return shown(name) if len(name) <= NAME_SHOWN else shown(name[:NAME_SHOWN]) + "..."

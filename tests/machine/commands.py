@@ -1,0 +1,76 @@
+"""The commands of a machine's QMP monitor that the storage daemon has not.
+
+Owns: how drives are shown, and `eject`.
+"""
+
+from typing import Any
+
+from tests.machine.drives import Drive
+from tests.machine.machine import Machine
+from vblk.graph.statistics import Statistics, block_stats
+from vblk.monitor.commands import daemon_commands
+from vblk.monitor.commands.nodes import describe_node
+from vblk.monitor.schema import Object
+from vblk.monitor.table import CommandTable
+from vblk.wire.qmp import ErrorClass, QmpError
+
+TABLE = CommandTable()
+
+
+class Eject(Object, kw_only=True):
+    """Which drive."""
+
+    device: str | None = None
+    id: str | None = None
+    force: bool | None = None
+
+
+@TABLE.command("eject")
+async def eject(machine: Machine, arguments: Eject) -> None:
+    """Take a medium out."""
+    drive = machine.drives.get(arguments.device or "")
+    if drive is None:
+        raise QmpError(f"Device '{arguments.device}' not found", ErrorClass.DEVICE_NOT_FOUND)
+    await machine.eject(drive)
+
+
+@TABLE.command("quit")
+async def quit(machine: Machine) -> None:
+    """Say that the machine is shut down, and end."""
+    machine.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+    machine.ended.set()
+
+
+@TABLE.command("query-block")
+async def query_block(machine: Machine) -> list[dict[str, Any]]:
+    """Show the drives."""
+    return [await _shown(drive) for drive in machine.drives.values()]
+
+
+async def _shown(drive: Drive) -> dict[str, Any]:
+    shown: dict[str, Any] = {"device": drive.name, "locked": False, "removable": drive.removable}
+    if drive.node is not None:
+        shown["inserted"] = await describe_node(drive.node)
+    shown["type"] = "unknown"
+    if drive.path:
+        shown["qdev"] = drive.path
+    return shown
+
+
+@TABLE.command("query-blockstats")
+async def query_blockstats(machine: Machine) -> list[dict[str, Any]]:
+    """Show what the guest asked of its drives."""
+    return [
+        {
+            "device": drive.name,
+            "stats": block_stats(Statistics()) | {"account_invalid": True, "account_failed": True},
+            **({} if drive.node is None else {"node-name": drive.node.name}),
+            **({"qdev": drive.path} if drive.path else {}),
+        }
+        for drive in machine.drives.values()
+    ]
+
+
+def machine_commands() -> CommandTable:
+    """Return every command of the machine."""
+    return CommandTable(daemon_commands(), TABLE)

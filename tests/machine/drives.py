@@ -1,0 +1,130 @@
+"""Drives: what `-drive` names, and the block devices that a machine's monitor shows.
+
+Owns: the translation of a drive's options into those of a node, the names of drives
+that were given none, and who holds the nodes.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vblk.errors import OptionError
+from vblk.exports.export import Export
+from vblk.graph.handle import Handle
+from vblk.graph.node import Node
+from vblk.opening import FILTERS, FORMATS
+from vblk.options import NodeOptions, from_mapping, parse_filename
+from vblk.options.keyval import split_pairs
+
+_OF_THE_DRIVE: Final = frozenset("if id media aio werror rerror index bus unit serial snapshot".split())
+_CACHES: Final = {
+    "writeback": {},
+    "none": {"cache.direct": "on"},
+    "unsafe": {"cache.no-flush": "on"},
+    "directsync": {"cache.direct": "on"},
+    "writethrough": {},
+}
+
+
+@dataclass(eq=False)
+class Drive:
+    """One block device of the machine. `handle` is None when there is no medium."""
+
+    name: str
+    handle: Handle | None
+    path: str = ""
+    """The device of the guest that has it, in QEMU's object model."""
+    removable: bool = True
+
+    @property
+    def node(self) -> Node | None:
+        """The medium."""
+        return None if self.handle is None else self.handle.node
+
+
+@dataclass(frozen=True)
+class DriveOptions:
+    """What `-drive` says: of the drive, and of the node under it."""
+
+    interface: str
+    name: str
+    node: NodeOptions | None
+    cdrom: bool = False
+
+
+class Names:
+    """Names for drives that have none: the interface and a number."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+
+    def next(self, interface: str) -> str:
+        """Return the next name."""
+        number = self._count[interface]
+        self._count[interface] += 1
+        return f"{interface}{number // 2}-hd{number % 2}" if interface == "ide" else f"{interface}{number}"
+
+
+def read_drive(text: str, names: Names, *, snapshot: bool) -> DriveOptions:
+    """Read the value of `-drive`.
+
+    Raises:
+        OptionError: It cannot be right.
+    """
+    own: dict[str, str] = {}
+    node: dict[str, Any] = {}
+    file = None
+    for pair in split_pairs(text):
+        if pair.name in _OF_THE_DRIVE:
+            own[pair.name] = pair.value
+        elif pair.name == "file":
+            file = pair.value
+        elif pair.name == "format":
+            node["driver"] = pair.value
+        elif pair.name == "cache":
+            node.update(_CACHES[pair.value])
+        elif pair.name == "readonly":
+            node["read-only"] = pair.value
+        else:
+            node[pair.name] = pair.value
+    interface = own.get("if", "ide")
+    name = own.get("id") or names.next(interface)
+    if file is None and not node:
+        return DriveOptions(interface, name, None)
+    if own.get("media") == "cdrom":
+        node.setdefault("read-only", "on")
+    options = with_file(node, file)
+    if snapshot or own.get("snapshot") == "on":
+        raise OptionError("a drive with snapshot=on has no place in the machine of these tests")
+    return DriveOptions(interface, name, options, own.get("media") == "cdrom")
+
+
+def with_file(node: dict[str, Any], file: str | None) -> NodeOptions:
+    """Return the options of a node whose innermost protocol is named by `file`."""
+    if file is None:
+        return from_mapping(node)
+    level, driver = "", str(node.get("driver", ""))
+    while f"{level}file.driver" in node:
+        driver = str(node[f"{level}file.driver"])
+        level += "file."
+    if driver and driver not in FORMATS and driver not in FILTERS:
+        return from_mapping({**node, f"{level}filename": file})
+    if any(name.startswith(f"{level}file.") for name in node):
+        return from_mapping({**node, f"{level}file.filename": file})
+    return _merged(node, level, file)
+
+
+def _merged(node: dict[str, Any], level: str, file: str) -> NodeOptions:
+    """Put what a file name says under the options."""
+    named = parse_filename(file, format="raw")
+    below = named.children["file"]
+    assert isinstance(below, NodeOptions)
+    flat: dict[str, Any] = {**node, f"{level}file.driver": below.driver or "file"}
+    for name, value in below.own.items():
+        flat[f"{level}file.{name}"] = value
+    return from_mapping(flat)
+
+
+def exports_of(drive: Drive, exports: "dict[str, Export]") -> list[Export]:
+    """Return the exports of a drive's medium."""
+    return [export for export in exports.values() if export.handle.node is drive.node]

@@ -1,0 +1,85 @@
+"""The machine: a storage daemon with drives.
+
+Owns: the drives by name, and what a machine does with them: take a medium out, show
+them. Everything else is the daemon's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.machine.drives import Drive, DriveOptions, exports_of
+from vblk.errors import GraphError
+from vblk.graph.edge import READING, WRITING, Permission
+from vblk.graph.node import Node
+from vblk.monitor.daemon import Daemon
+
+
+class Machine(Daemon):
+    """A daemon whose nodes may also be named by the drive that they are in."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.drives: dict[str, Drive] = {}
+        self.iothreads: set[str] = set()
+        self._unnamed = 0
+
+    def find_device(self, device: str | None, node_name: str | None) -> Node:
+        """Return the node of a drive, or of a name."""
+        drive = self.drives.get(device or "")
+        if drive is not None:
+            if drive.node is None:
+                raise GraphError(f"Device '{device}' has no medium")
+            return drive.node
+        return super().find_device(device, node_name)
+
+    def find_either(self, name: str) -> Node:
+        """Return the node of a drive, or of a name."""
+        return self.find_device(name, None) if name in self.drives else super().find_either(name)
+
+    async def add_drive(self, options: DriveOptions) -> None:
+        """Open the medium of a drive, and put it in."""
+        handle = None
+        if options.node is not None:
+            node = await self.add_node(options.node)
+            handle = self.graph.hold(node, f"drive '{options.name}'", Permission.NONE)
+            self.disown(node)
+        path = ""
+        if options.interface == "virtio":
+            path = f"/machine/peripheral-anon/device[{len(self.drives)}]/virtio-backend"
+            self._use(handle)
+        self.drives[options.name] = Drive(options.name, handle, path, options.interface != "virtio")
+
+    def disown(self, node: Node) -> None:
+        """Let a node live only as long as the drive that it is in."""
+        self.graph._kept.discard(node)
+
+    def _use(self, handle: Any) -> None:
+        """Let the guest's device have what it needs of its drive."""
+        if handle is not None:
+            edge = handle.edge
+            edge.permissions = READING if handle.node.read_only else WRITING
+
+    async def add_device(self, options: Mapping[str, str]) -> None:
+        """Give a guest's device the drive, or the node, that it names."""
+        drive = options.get("drive")
+        if drive is None:
+            return
+        id = options.get("id")
+        path = f"/machine/peripheral/{id}/virtio-backend" if id else "/machine/peripheral-anon/device[0]"
+        if drive in self.drives:
+            self.drives[drive].path = path
+            self._use(self.drives[drive].handle)
+            return
+        node = self.find_device(None, drive)
+        permissions = READING if node.read_only else WRITING
+        handle = self.graph.hold(node, f"device '{id or drive}'", permissions)
+        self._unnamed += 1
+        self.drives[f"device {self._unnamed}"] = Drive("", handle, path, False)
+
+    async def eject(self, drive: Drive) -> None:
+        """Take the medium out; what was exported of it ends."""
+        for export in exports_of(drive, self.exports):
+            await export.stop(hard=True)
+        handle, drive.handle = drive.handle, None
+        if handle is not None:
+            await self.graph.release(handle)
