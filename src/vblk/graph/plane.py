@@ -111,12 +111,21 @@ class Mover:
         self._copiers: dict[tuple[int, int], KernelCopier] = {}
         self.moved = Moved()
 
-    async def move(self, source: Span, target: Node, target_offset: int, *, zero_unit: int = 0) -> None:
+    async def move(
+        self,
+        source: Span,
+        target: Node,
+        target_offset: int,
+        *,
+        zero_unit: int = 0,
+        placed: Callable[[], None] | None = None,
+    ) -> None:
         """Copy one DATA span to `target_offset`.
 
         `zero_unit`, in bytes, says that the target reads as zeros there: runs of
         that many zero bytes may be left out, unless the storage can share the
-        span or bytes have to pass through the nodes.
+        span or bytes have to pass through the nodes. `placed` is called when the
+        target has made room.
 
         The bytes are in the target's storage on return, and as stable as its
         cache mode makes writes: flush the target to be sure.
@@ -128,6 +137,8 @@ class Mover:
         assert source.kind is Kind.DATA
         assert source.leaf is not None
         async with target.place(target_offset, source.length) as places:
+            if placed is not None:
+                placed()
             for place in places:
                 assert place.leaf is not None
                 start = source.leaf_offset + place.guest_offset - target_offset

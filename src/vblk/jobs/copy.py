@@ -4,10 +4,10 @@ Owns: the walk over the sources, the workers, the rate limit, sparse detection a
 salvage. It moves bytes by `Mover` where the kernel can carry them, else through
 memory; it knows no format and prints nothing.
 
-Ordering rule: unless out of order is allowed, a piece is written when all pieces
-before it are, but for the last two of them, which have begun, so the target
-grows like a file that is written from its start; what passes memory is read ahead
-meanwhile.
+Ordering rule: unless out of order is allowed, a piece has its place in the target
+when all pieces before it have theirs, and all but the last two are written; so the
+target grows like a file that is written from its start. What passes memory is read
+ahead meanwhile.
 """
 
 import asyncio
@@ -310,10 +310,11 @@ class CopyJob:
         runs = [(0, span.length)]
         if self._zero_unit:
             runs = await self._mover.worth_space(span, target, goal)
-        async with self._turns.turn(piece.number):
+        async with self._turns.turn(piece.number) as pass_on:
             for start, end in runs:
                 part = cut(span, start, end - start)
-                await self._mover.move(part, target, goal + start, zero_unit=self._zero_unit)
+                placed = pass_on if end == runs[-1][1] else None
+                await self._mover.move(part, target, goal + start, zero_unit=self._zero_unit, placed=placed)
 
     async def _write_zero_span(self, goal: int, length: int) -> None:
         if self._plan.sparse == 0:
@@ -381,34 +382,48 @@ def _has_descriptor(node: Node | None) -> bool:
 
 
 class _Turnstile:
-    """Lets numbered tasks through in the order of their numbers, `OVERLAP` at a time."""
+    """Lets numbered tasks through in the order of their numbers, `OVERLAP` at a time.
+
+    The next comes when the one before has passed its turn on, which it does at its end
+    or, if others may go on beside it, before.
+    """
 
     def __init__(self, *, ordered: bool) -> None:
         self._ordered = ordered
-        self._begun = 0
-        self._finished = 0
-        self._ended: set[int] = set()
+        self._next = 0
+        self._inside = 0
+        self._is_open = True
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     @asynccontextmanager
-    async def turn(self, number: int) -> AsyncGenerator[None]:
-        """Hold the turn of `number`, which makes way for others only when the block ends well."""
-        if self._ordered:
-            future = self._waiting[number] = asyncio.get_running_loop().create_future()
-            self._let_in()
-            if not future.done():
-                await future
-        yield
-        if self._ordered:
-            self._ended.add(number)
-            while self._finished in self._ended:
-                self._ended.remove(self._finished)
-                self._finished += 1
-            self._let_in()
+    async def turn(self, number: int) -> AsyncGenerator[Callable[[], None]]:
+        """Hold the turn of `number`; yield how it is passed on before the block ends, well."""
+        if not self._ordered:
+            yield lambda: None
+            return
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._let_in()
+        if not future.done():
+            await future
+        has_passed = False
+
+        def pass_on() -> None:
+            nonlocal has_passed
+            if not has_passed:
+                has_passed = self._is_open = True
+                self._let_in()
+
+        yield pass_on
+        self._inside -= 1
+        pass_on()
+        self._let_in()
 
     def _let_in(self) -> None:
-        while self._begun in self._waiting and self._begun < self._finished + OVERLAP:
-            waiting = self._waiting.pop(self._begun)
-            self._begun += 1
-            if not waiting.done():
-                waiting.set_result(None)
+        waiting = self._waiting
+        if self._is_open and self._inside < OVERLAP and self._next in waiting:
+            future = waiting.pop(self._next)
+            self._is_open = False
+            self._next += 1
+            self._inside += 1
+            if not future.done():
+                future.set_result(None)
