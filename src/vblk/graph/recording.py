@@ -25,15 +25,11 @@ class Recording(Extra):
     below_name: ClassVar[str] = "recorded"
     recorded: ClassVar[type[Node]]
 
-    def _mark(self, offset: int, length: int) -> None:
-        for bitmap in self.bitmaps.values():
-            bitmap.mark(offset, length)
-
     def try_write(self, offset: int, data: Buffer) -> bool:
         """Write at once, and mark; after False `write` follows, which marks."""
         if not self.recorded.try_write(self, offset, data):
             return False
-        self._mark(offset, len(data))
+        _mark(self, offset, len(data))
         return True
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
@@ -41,7 +37,7 @@ class Recording(Extra):
         try:
             await self.recorded.write(self, offset, data, fua=fua)
         finally:
-            self._mark(offset, len(data))
+            _mark(self, offset, len(data))
 
     async def write_zeroes(
         self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
@@ -52,14 +48,14 @@ class Recording(Extra):
                 self, offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua
             )
         finally:
-            self._mark(offset, length)
+            _mark(self, offset, length)
 
     async def discard(self, offset: int, length: int) -> None:
         """Discard, and mark."""
         try:
             await self.recorded.discard(self, offset, length)
         finally:
-            self._mark(offset, length)
+            _mark(self, offset, length)
 
     @asynccontextmanager
     async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
@@ -68,7 +64,7 @@ class Recording(Extra):
             async with self.recorded.place(self, offset, length) as spans:
                 yield spans
         finally:
-            self._mark(offset, length)
+            _mark(self, offset, length)
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
@@ -79,6 +75,12 @@ class Recording(Extra):
         finally:
             for bitmap in self.bitmaps.values():
                 bitmap.resize(self.size)
+
+
+def _mark(node: Node, offset: int, length: int) -> None:
+    """Mark a change; the node may have lost its bitmaps, and its class, while it was made."""
+    for bitmap in node.bitmaps.values():
+        bitmap.mark(offset, length)
 
 
 async def add_bitmap(

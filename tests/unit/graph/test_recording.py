@@ -204,3 +204,20 @@ def test_several_bitmaps_are_marked_each_as_it_is() -> None:
         assert coarse.count == 2 * 65536
 
     with_node(_memory, scenario)
+
+
+def test_a_change_outlives_the_bitmap_that_it_began_with() -> None:
+    async def scenario(graph: Graph, handle: Handle) -> None:
+        faulty = handle.node
+        assert isinstance(faulty, FaultyNode)
+        await add_bitmap(graph, faulty, "b")
+        faulty.plan = plan = FaultPlan(stop_at=1)
+        write = asyncio.create_task(handle.write(0, b"x"))
+        await plan.stopped.wait()
+        bitmap = remove_bitmap(faulty, "b")
+        plan.go_on.set()
+        await write
+        assert await handle.read(0, 1) == b"x"
+        assert not bitmap.count
+
+    with_node(_faulty, scenario)

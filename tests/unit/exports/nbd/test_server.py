@@ -51,6 +51,38 @@ def test_requests_are_answered_and_counted(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("inline", [False, True], ids=["waiting", "inline"])
+def test_a_defect_of_ours_ends_a_request_or_a_connection_and_is_said_but_nobody_waits(
+    tmp_path: Path, inline: bool
+) -> None:
+    class Broken(MemoryNode):
+        def try_read(self, offset: int, length: int) -> bytes | None:
+            if inline:
+                raise ZeroDivisionError("oh")
+            return None
+
+        async def read_into(self, offset: int, buffer: memoryview) -> None:
+            raise ZeroDivisionError("oh")
+
+        read = read_into  # type: ignore[assignment]
+
+    said: list[str] = []
+
+    async def scenario() -> None:
+        async with served(tmp_path, lambda graph: Broken("disk", size=SIZE)) as (server, _, path):
+            server.report = said.append
+            client, _ = await RawClient.choose(path)
+            client.request(READ, 0, 512, cookie=7)
+            if inline:
+                assert await client.reader.read() == b""
+            else:
+                assert (await client.reply())[:2] == (5, 7)
+            await client.close()
+
+    asyncio.run(scenario())
+    assert said == ["internal error: ZeroDivisionError: oh"]
+
+
 def test_a_socket_is_its_owners_alone_and_goes_with_the_server(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path, memory) as (_, _, path):
