@@ -22,6 +22,7 @@ from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
 from vblk.options import from_mapping
+from vblk.protocols.nbd import CONNECTIONS
 from vblk.protocols.nbd_node import NbdNode
 from vblk.testing import Factory, Subject, check_conformance
 
@@ -241,3 +242,25 @@ def test_our_own_server_is_asked_with_64_bit_lengths_over_several_connections(
         assert written.read(12288) == bytes(4096) + b"x" * 4096 + bytes(4096)
         assert os.lseek(written.fileno(), 1 << 20, os.SEEK_HOLE) == 1 << 20
     assert image.stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_server_whose_answers_take_long_is_asked_over_several_connections(
+    image: Path, tmp_path: Path
+) -> None:
+    async def scenario(path: Path) -> None:
+        async with Graph() as graph:
+            address = {"type": "unix", "path": str(path)}
+            node = await open_node(graph, from_mapping({"driver": "nbd", "server": address}), Request(False))
+            handle = graph.hold(node, "test", WRITING)
+            assert isinstance(node, NbdNode)
+            offsets = range(0, SIZE, 4096)
+            while len(node._pool._links) < CONNECTIONS:
+                pieces = await asyncio.gather(*(handle.read(at, 4096) for at in offsets))
+                assert b"".join(pieces) == content_of(SIZE)
+            await asyncio.gather(*(handle.write(at, at.to_bytes(4096, "big")) for at in offsets))
+            await handle.flush()
+
+    delays = ("rdelay=20ms", "wdelay=20ms")
+    with nbdkit(tmp_path, "file", str(image), *delays, filters=("delay",)) as server:
+        asyncio.run(scenario(server.path))
+    assert image.read_bytes() == b"".join(at.to_bytes(4096, "big") for at in range(0, SIZE, 4096))

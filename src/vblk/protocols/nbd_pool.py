@@ -46,7 +46,7 @@ class Pool:
         if len(self._links) == 1 and self.limit == 1:
             return await self._links[0].request(request)
         link = min(self._links, key=lambda each: (not each.alive, self._busy[each]))
-        if self._busy[link] >= BUSY and len(self._links) < self.limit and self._growth is None:
+        if self._growth is None and self._has_work_for_more():
             self._growth = asyncio.create_task(self._grow())
         self._busy[link] += 1
         try:
@@ -54,20 +54,24 @@ class Pool:
         finally:
             self._busy[link] -= 1
 
+    def _has_work_for_more(self) -> bool:
+        return len(self._links) < self.limit and sum(self._busy.values()) >= BUSY * len(self._links)
+
     async def _grow(self) -> None:
-        """Make one more connection. A server that does not take it is not asked again."""
-        link = self._make()
-        try:
-            await link.open(0)
-        except BlockError:
-            self.limit = len(self._links)
-            await link.close()
-        except asyncio.CancelledError:
-            await link.close()
-            raise
-        else:
-            self._links.append(link)
-            self._busy[link] = 0
+        """Make more connections. A server that does not take one is not asked again."""
+        while self._has_work_for_more():
+            link = self._make()
+            try:
+                await link.open(0)
+            except BlockError:
+                self.limit = len(self._links)
+                await link.close()
+            except asyncio.CancelledError:
+                await link.close()
+                raise
+            else:
+                self._links.append(link)
+                self._busy[link] = 0
         self._growth = None
 
     async def close(self) -> None:
