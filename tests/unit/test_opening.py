@@ -160,7 +160,7 @@ def test_a_node_that_exists_is_used_by_its_name(raw: Path) -> None:
             graph, from_mapping({"driver": "file", "filename": str(raw), "node-name": "disk-file"})
         )
         handle = await open_image(graph, from_mapping({"driver": "raw", "file": "disk-file", "offset": 512}))
-        assert handle.node.child(Role.FILE) is file.node
+        assert handle.node.below is file.node
         assert handle.size == MIB - 512
         with pytest.raises(GraphError, match="node-name='nobody'"):
             await open_image(graph, from_mapping({"driver": "raw", "file": "nobody"}))

@@ -14,7 +14,7 @@ from typing import Any, Final
 from vblk.errors import CorruptImage, OptionError, OutOfRange, Reason, StorageError, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.probe import probe
-from vblk.graph.edge import Edge
+from vblk.graph.edge import Edge, Role
 from vblk.graph.mapper import INLINE_MAX, Mapper
 from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.site import Site
@@ -37,7 +37,10 @@ class Options:
 
 
 class RawNode(Mapper):
-    """A node whose guest offsets are its file's offsets, less the window's start."""
+    """A node whose guest offsets are its file's offsets, less the window's start.
+
+    With its file it does what its own users do with it, as a filter does: nothing without them.
+    """
 
     driver = "raw"
     has_tables = False
@@ -244,5 +247,5 @@ async def open_node(site: Site) -> RawNode:
     node = RawNode(
         site.name, site.filename, read_only=site.read_only, file=file, options=options, probed=site.probed
     )
-    await site.take(node, file)
+    await site.take(node, file, role=Role.FILTERED)
     return node

@@ -46,6 +46,12 @@ class CopiesNode(Opaque):
         self.copies = [edge.node for edge in self.children.values()]
         self.alignment = max(node.alignment for node in self.copies)
 
+    def child_left(self, edge: Edge) -> None:
+        """Go on with the children that are left."""
+        super().child_left(edge)
+        if self.children:  # there are none while the node is closed
+            self.copies = [each.node for each in self.children.values()]
+
     @property
     def size(self) -> int:
         """The length in bytes, which all children have."""

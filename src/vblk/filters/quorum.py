@@ -63,6 +63,11 @@ class QuorumNode(CopiesNode):
         if options.rewrite_corrupted and not read_only:
             self.own_access = Access(Permission.WRITE, self.own_access.shared)
 
+    @property
+    def vote_threshold(self) -> int:
+        """How many children must agree."""
+        return self._options.vote_threshold
+
     # Votes
 
     def judge(self, operation: str, offset: int, length: int, answers: Sequence[Answer]) -> None:

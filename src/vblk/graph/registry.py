@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import Engine
+from vblk.aio.fd_sets import FdSets
 from vblk.aio.threads import ThreadEngine
 from vblk.errors import BlockError, GraphError, NodeBusy
 from vblk.graph.edge import READING, Edge, Permission, Role, edge_of
@@ -62,7 +63,8 @@ class Graph:
 
     `engine` runs what would block; `gate` decides which files that images name
     may be opened; `objects` are what options refer to by ids; `clock` is what
-    nodes wait on. `listeners` are told of events, under QEMU's names and with its data.
+    nodes wait on. `fd_sets` are descriptors that files may be opened from.
+    `listeners` are told of events, under QEMU's names and with its data.
     Close the graph, or use it in `async with`: every node is closed then, parents first.
     """
 
@@ -75,6 +77,7 @@ class Graph:
         self._nodes: dict[str, Node] = {}
         self.clock: Clock = LoopClock()
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
+        self.fd_sets = FdSets()
         self.edges = Edges()
         self._kept: set[Node] = set()
         self._pins: list[tuple[Node, str]] = []
@@ -418,6 +421,7 @@ class Graph:
         except BaseException as error:
             failures.append(error)
         finally:
+            self.fd_sets.close()
             await self.engine.close()
         if failures:
             raise failures[0]

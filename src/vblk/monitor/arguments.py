@@ -100,6 +100,8 @@ class Reader:
         special: Callable[[Reader, Any, str], Any] | None = getattr(kind, "read_member", None)
         if special is not None:
             return special(self, value, name)
+        if kind is Any:
+            return value
         if get_origin(kind) is list:
             return self._items(value, get_args(kind)[0], name)
         choices = choices_of(kind)

@@ -56,6 +56,14 @@ class Client:
         except KeyError:
             raise QmpError(f"File descriptor named '{name}' not found") from None
 
+    def drop(self, name: str) -> None:
+        """Close the descriptor of that name.
+
+        Raises:
+            QmpError: There is none.
+        """
+        os.close(self.take(name))
+
     def close(self) -> None:
         """Close what was kept, and the connection."""
         for descriptor in self._named.values():

@@ -11,6 +11,7 @@ jobs, then the nodes, parents before children.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vblk.errors import BlockError, GraphError
@@ -33,8 +34,18 @@ VERSION: Final[Mapping[str, Any]] = {
 }
 """The release of QEMU whose monitor this one follows, and who follows it."""
 
+EVENT_PERIOD: Final = 1.0
+"""Seconds in which an event of one node is told once."""
+
 Tell = Callable[[str, Mapping[str, Any], int], None]
 """Told of an event: its name, its data, and the time in nanoseconds since the epoch."""
+
+
+@dataclass(slots=True)
+class _Limited:
+    """An event that was told a moment ago, and what is to be told of it when that is over."""
+
+    waiting: Mapping[str, Any] | None = None
 
 
 class Daemon:
@@ -53,12 +64,13 @@ class Daemon:
         self.log = log if log is not None else Log("vblk daemon")
         self.listeners: list[Tell] = []
         self.jobs: dict[str, Job] = {}
+        self._limited: dict[tuple[str, str], _Limited] = {}
+        graph.listeners.append(self._reported)
         self.ended = asyncio.Event()
         """Set when somebody asked the daemon to end."""
         self._running: set[asyncio.Future[None]] = set()
         self.exports: dict[str, Export] = {}
         self.nbd_server: NbdServer | None = None
-        graph.listeners.append(self.emit)
 
     def emit(self, event: str, data: Mapping[str, Any]) -> None:
         """Tell everybody who listens of an event."""
@@ -66,6 +78,25 @@ class Daemon:
         self.log.say("qmp-event", name=event, data=dict(data))
         for listener in list(self.listeners):
             listener(event, data, now)
+
+    def _reported(self, event: str, data: Mapping[str, Any]) -> None:
+        """Tell of something that a node reports; of what may come in floods the last in a second."""
+        key = (event, str(data.get("node-name", data.get("reference"))))
+        limited = self._limited.get(key)
+        if limited is not None:
+            limited.waiting = data
+            return
+        self.emit(event, data)
+        if not self._limited:
+            asyncio.get_running_loop().call_later(EVENT_PERIOD, self.tell_waiting)
+        self._limited[key] = _Limited()
+
+    def tell_waiting(self) -> None:
+        """Tell of what was reported while its like had been told of a moment ago."""
+        limited, self._limited = self._limited, {}
+        for (event, _), each in limited.items():
+            if each.waiting is not None:
+                self._reported(event, each.waiting)
 
     def job_event(self, job: Job, event: str, data: Mapping[str, Any]) -> None:
         """Tell of a job, and forget it when it is no more."""

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from vblk.aio.engine import Engine, storage_error
+from vblk.aio.fd_sets import PREFIX, FdSets
 from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write
 from vblk.errors import BlockError, NoSpace, OptionError, StorageError
 from vblk.graph.edge import READING, SHARED_BY_READER, WRITING, Permission
@@ -86,6 +87,7 @@ async def open_file(
     force_share: bool = False,
     cache: CacheMode = WRITEBACK,
     discard: bool = True,
+    fd_sets: FdSets | None = None,
 ) -> FileNode:
     """Open a regular file.
 
@@ -102,6 +104,7 @@ async def open_file(
             reading only.
         cache: How writes reach the medium.
         discard: Give space back when asked to; without, it is kept.
+        fd_sets: What names below `/dev/fdset/` mean; without, they are names of files.
 
     Raises:
         StorageError: It cannot be opened, or is no regular file.
@@ -113,7 +116,7 @@ async def open_file(
         engine,
         options,
         name,
-        _Access(read_only, auto_read_only, permissions, shared, force_share),
+        _Access(read_only, auto_read_only, permissions, shared, force_share, fd_sets),
         cache,
         discard,
     )
@@ -131,6 +134,7 @@ async def open_host_device(
     force_share: bool = False,
     cache: CacheMode = WRITEBACK,
     discard: bool = True,
+    fd_sets: FdSets | None = None,
     cdrom: bool = False,
 ) -> HostDeviceNode:
     """Open a block or character device of the host; see `open_file`.
@@ -142,7 +146,7 @@ async def open_host_device(
         engine,
         options,
         name,
-        _Access(read_only, auto_read_only, permissions, shared, force_share),
+        _Access(read_only, auto_read_only, permissions, shared, force_share, fd_sets),
         cache,
         discard,
     )
@@ -178,6 +182,7 @@ class _Access:
     permissions: Permission | None
     shared: Permission
     force_share: bool
+    fd_sets: FdSets | None = None
 
     def wanted(self) -> Permission:
         wanted = self.permissions if self.permissions is not None else WRITING
@@ -245,7 +250,8 @@ def _open_blocking(
 ) -> None:
     filename = options.filename
     try:
-        _check_kind(os.stat(filename).st_mode, kind, filename, access.read_only)
+        if not _is_passed(filename, access):
+            _check_kind(os.stat(filename).st_mode, kind, filename, access.read_only)
         opening.fd = _open_descriptor(filename, access, cache)
         _check_kind(os.fstat(opening.fd).st_mode, kind, filename, access.read_only)
     except OSError as error:
@@ -275,9 +281,16 @@ def _check_kind(mode: int, kind: _DriverKind, filename: str, read_only: bool) ->
         raise StorageError(errno.EINVAL, kind.refusal.format(filename), filename=filename)
 
 
+def _is_passed(filename: str, access: _Access) -> bool:
+    return access.fd_sets is not None and filename.startswith(PREFIX)
+
+
 def _open_descriptor(filename: str, access: _Access, cache: CacheMode) -> int:
+    flags = open_flags(access.read_only, cache)
+    if access.fd_sets is not None and filename.startswith(PREFIX):
+        return access.fd_sets.duplicate(filename, flags)
     try:
-        return os.open(filename, open_flags(access.read_only, cache))
+        return os.open(filename, flags)
     except OSError as error:
         if access.read_only or not access.auto_read_only or error.errno not in _NOT_WRITABLE:
             raise
@@ -336,6 +349,7 @@ async def open_node(site: Site) -> FileNode:
         else site.options.force_share,
         cache=cache_mode_of(site.request.cache, site.options),
         discard=site.options.discard != "ignore",
+        fd_sets=site.graph.fd_sets,
     )
     try:
         site.graph.add(node)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.monitor import Monitor, monitor
 from vblk.creating import creator_of
+from vblk.graph.edge import WRITING
 from vblk.monitor.blockdev import CHILDREN, drivers, options_of
 from vblk.opening import FILTERS, FORMATS, PROTOCOLS
 
@@ -85,7 +86,7 @@ def test_the_graph_is_shown_with_its_users() -> None:
             )
             await talk.call("block-export-add", type="nbd", id="e", node_name="n", writable=True)
             shown = await talk.call("x-debug-query-block-graph")
-            assert [node["name"] for node in shown["nodes"]] == ["export 'e'", "n"]
+            assert [node["name"] for node in shown["nodes"]] == ["n", "export 'e'"]
             (edge,) = shown["edges"]
             assert edge["name"] == "root"
             assert edge["perm"] == ["write", "consistent-read"]
@@ -291,12 +292,17 @@ def test_nodes_are_reopened_or_stay_as_they_were(tmp_path: Path) -> None:
             await talk.call("blockdev-reopen", options=[raw | {"read-only": True}])
             assert await access() == [True, True]
             file = {"driver": "file", "node-name": "n-file", "filename": paths["a"]}
-            assert await talk.refused("blockdev-reopen", options=[raw, file | {"read-only": True}]) == (
-                "Block node is read-only"
-            )
-            assert await access() == [True, True]
             await talk.call("blockdev-reopen", options=[raw])
             assert await access() == [False, False]
+            writer = talk.daemon.graph.hold(talk.daemon.find_either("n"), "a writer", WRITING)
+            read_only = {"driver": "null-co", "node-name": "m", "read-only": True}
+            await talk.add("m")
+            assert await talk.refused("blockdev-reopen", options=[read_only, file | {"read-only": True}]) == (
+                f"'{paths['a']}' cannot become read-only: node 'n' ({paths['a']}) as its file writes to it"
+            )
+            assert await access() == [False, False, False]
+            await talk.daemon.graph.release(writer)
+            await talk.call("blockdev-del", node_name="m")
             for options, said in (
                 ({"driver": "raw", "file": "n-file"}, "node-name not specified"),
                 (raw | {"node-name": "x"}, "Failed to find node with node-name='x'"),

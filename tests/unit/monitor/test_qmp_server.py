@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from vblk.graph.registry import Graph
@@ -249,5 +250,75 @@ def test_a_person_gets_a_banner_a_prompt_and_answers() -> None:
             assert b"the line is too long" in await peer.until(b"(qemu) ")
             await peer.send("\n\nquit\n")
             await asyncio.wait_for(place.daemon.ended.wait(), 10)
+
+    asyncio.run(session())
+
+
+def test_files_are_opened_from_descriptors_that_clients_passed(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(4096))
+
+    async def session() -> None:
+        async with house() as place:
+            peer = await place.greeted()
+
+            async def pass_on(flags: int, **arguments: Any) -> Any:
+                fd = os.open(tmp_path / "a.raw", flags)
+                text = json.dumps({"execute": "add-fd", "arguments": arguments}).encode()
+                peer.socket.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+                os.close(fd)
+                return (await peer.message())["return"]
+
+            async def add(name: str, number: int | str, *, read_only: bool = False) -> Any:
+                options = {"driver": "file", "node-name": name, "filename": f"/dev/fdset/{number}"}
+                reply = await peer.ask("blockdev-add", arguments=options | {"read-only": read_only})
+                return reply.get("error", {}).get("desc")
+
+            assert (await pass_on(os.O_RDWR))["fdset-id"] == 0
+            assert (await pass_on(os.O_RDONLY, opaque="for reading"))["fdset-id"] == 1
+            sets = (await peer.ask("query-fdsets"))["return"]
+            assert [each["fdset-id"] for each in sets] == [1, 0]
+            assert sets[0]["fds"][0]["opaque"] == "for reading"
+            (tmp_path / "a.raw").unlink()
+            assert await add("w", 0) is None
+            assert await add("x", 1) == "Could not dup FD for /dev/fdset/1 flags 2: Permission denied"
+            assert await add("x", 7) == "Could not dup FD for /dev/fdset/7 flags 2: No such file or directory"
+            assert await add("x", "y") == "Could not parse fdset /dev/fdset/y"
+            assert await peer.ask("remove-fd", arguments={"fdset-id": 0}) == {"return": {}}
+            missing = await peer.ask("remove-fd", arguments={"fdset-id": 0, "fd": 99})
+            assert missing["error"]["desc"] == "File descriptor named 'fdset-id:0, fd:99' not found"
+            human = {"command-line": 'qemu-io w "write -P 1 0 512"'}
+            answer = await peer.ask("human-monitor-command", arguments=human)
+            assert answer["return"].startswith("wrote 512/512")
+
+    asyncio.run(session())
+
+
+def test_named_descriptors_belong_to_a_connection() -> None:
+    async def session() -> None:
+        async with house() as place:
+            peer, other = await place.greeted(), await place.greeted()
+            reading, writing = os.pipe()
+
+            async def keep(name: str) -> Any:
+                text = json.dumps({"execute": "getfd", "arguments": {"fdname": name}}).encode()
+                passed = array.array("i", [writing])
+                peer.socket.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+                return await peer.message()
+
+            named = {"fdname": "a"}
+            assert (await peer.ask("getfd", arguments=named))["error"]["desc"] == (
+                "No file descriptor supplied via SCM_RIGHTS"
+            )
+            assert (await keep("1a"))["error"]["desc"] == (
+                "Parameter 'fdname' expects a name not starting with a digit"
+            )
+            assert await keep("a") == {"return": {}}
+            assert await keep("a") == {"return": {}}
+            os.close(writing)
+            refused = await other.ask("closefd", arguments=named)
+            assert refused["error"]["desc"] == "File descriptor named 'a' not found"
+            assert await peer.ask("closefd", arguments=named) == {"return": {}}
+            assert os.read(reading, 1) == b""  # nobody holds the other end any more
+            os.close(reading)
 
     asyncio.run(session())

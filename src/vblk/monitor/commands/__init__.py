@@ -5,10 +5,13 @@ Owns: the joining of their tables. Each module has a `TABLE` of its own.
 
 from vblk.monitor.commands import (
     creating,
+    descriptors,
     exports,
     jobs,
     nodes,
     objects,
+    qom,
+    quorum,
     reopening,
     session,
     surgery,
@@ -16,7 +19,20 @@ from vblk.monitor.commands import (
 )
 from vblk.monitor.table import CommandTable
 
-_MODULES = (session, nodes, reopening, surgery, exports, creating, jobs, objects, transaction)
+_MODULES = (
+    session,
+    nodes,
+    reopening,
+    surgery,
+    quorum,
+    exports,
+    creating,
+    jobs,
+    objects,
+    qom,
+    descriptors,
+    transaction,
+)
 
 __all__ = ["daemon_commands"]
 

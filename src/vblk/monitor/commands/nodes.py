@@ -121,18 +121,21 @@ def cache_of(node: Node) -> CacheInfo:
 @TABLE.command("x-debug-query-block-graph")
 async def query_block_graph(daemon: Daemon) -> GraphInfo:
     """Show all nodes and users outside the graph, and the edges between them."""
-    nodes = list(daemon.graph.nodes())
-    numbers: dict[object, int] = {node: number for number, node in enumerate(nodes, 1)}
-    shown = [GraphNode(id=numbers[node], type="block-driver", name=node.name) for node in nodes]
+    numbers: dict[object, int] = {}
+    nodes: list[GraphNode] = []
     edges: list[GraphEdge] = []
-    for node in nodes:
-        for edge in daemon.graph.users(node):
-            user: object = edge if edge.parent is None else edge.parent
-            if user not in numbers:
-                numbers[user] = len(numbers) + 1
-                shown.append(GraphNode(id=numbers[user], type="block-backend", name=edge.user))
-            edges.append(_edge(edge, numbers[user], numbers[node]))
-    return GraphInfo(nodes=shown[::-1], edges=edges[::-1])
+
+    def number(thing: object) -> int:
+        return numbers.setdefault(thing, len(numbers) + 1)
+
+    for handle in daemon.graph.handles():
+        edge = handle.edge
+        nodes.append(GraphNode(id=number(edge), type="block-backend", name=edge.user))
+        edges.append(_edge(edge, number(edge), number(edge.node)))
+    for node in daemon.graph.nodes():
+        nodes.append(GraphNode(id=number(node), type="block-driver", name=node.name))
+        edges += [_edge(edge, number(node), number(edge.node)) for edge in reversed(node.children.values())]
+    return GraphInfo(nodes=nodes[::-1], edges=edges[::-1])
 
 
 def _edge(edge: Edge, parent: int, child: int) -> GraphEdge:
