@@ -8,6 +8,7 @@ the data of a node. Must not look at any file.
 from typing import Final
 
 from vblk.options.model import PROTOCOLS, NodeOptions, NodeReference, Scalar
+from vblk.options.quoting import quote
 
 _ORDER: Final = """
 refcount-cache-size set-state.1.event inject-error.3.state inject-error.2.state inject-error.1.state
@@ -36,7 +37,6 @@ bottom file user target key-secret max-discard align
 _RANK: Final = {name: rank for rank, name in enumerate(_ORDER.split())}
 _FILES: Final = ("file", "host_device", "host_cdrom")
 _NULLS: Final = ("null-co", "null-aio")
-_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 _Printed = Scalar | dict[str, "_Printed"] | list["_Printed"]
 
@@ -124,31 +124,13 @@ def _printed(options: NodeOptions, *, root: bool = False) -> dict[str, _Printed]
 
 def _encode(value: _Printed) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_quote(name)}: {_encode(member)}" for name, member in value.items()) + "}"
+        return "{" + ", ".join(f"{quote(name)}: {_encode(member)}" for name, member in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_encode, value)) + "]"
     if isinstance(value, str):
-        return _quote(value)
+        return quote(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int) else f"{value:.17g}"
-
-
-def _quote(text: str) -> str:
-    return '"' + "".join(map(_escape, text)) + '"'
-
-
-def _escape(character: str) -> str:
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    code = ord(character)
-    if 0x20 <= code < 0x7F:
-        return character
-    if 0xD800 <= code < 0xE000:
-        return "\\uFFFD"  # a byte of a file name that is not UTF-8
-    if code < 0x10000:
-        return f"\\u{code:04X}"
-    code -= 0x10000
-    return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"

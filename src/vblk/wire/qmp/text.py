@@ -1,4 +1,4 @@
-"""JSON as QEMU writes it: blanks, escapes, and the order of members.
+"""JSON as QEMU writes it: blanks, and the order of members.
 
 Owns: the spelling of values. Must not know what they mean. Every function runs to
 completion and is pure.
@@ -9,9 +9,9 @@ Source: QEMU's answers, compared letter for letter (tests/interop/test_qmp.py).
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
+from vblk.options.quoting import quote
 from vblk.wire.qmp.member_order import RANK, UNKNOWN
 
-_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _INDENT: Final = "    "
 
 
@@ -55,24 +55,3 @@ def _enclosed(start: str, parts: list[str], end: str, depth: int | None) -> str:
     inner = "\n" + _INDENT * (depth + 1)
     members = inner + f",{inner}".join(parts) if parts else ""
     return start + members + "\n" + _INDENT * depth + end
-
-
-def quote(text: str) -> str:
-    """Write a string: printable ASCII as it is, everything else escaped."""
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return f'"{text}"'
-    return '"' + "".join(map(_escape, text)) + '"'
-
-
-def _escape(character: str) -> str:
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    code = ord(character)
-    if 0x20 <= code < 0x7F:
-        return character
-    if 0xD800 <= code < 0xE000:
-        return "\\uFFFD"  # a byte of a file name that is not UTF-8
-    if code < 0x10000:
-        return f"\\u{code:04X}"
-    code -= 0x10000
-    return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"
