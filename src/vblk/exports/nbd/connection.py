@@ -425,7 +425,7 @@ class Connection:
             self._channel.listen(None)
             self._alarm.cancel()
             self._alarm = self._loop.call_later(FAREWELL, self._channel.give_up)
-            self._settle()
+        self._settle()
 
     def _settle(self) -> None:
         """End when nothing is in flight, and the client has taken all answers or is gone."""

@@ -208,6 +208,29 @@ def test_a_client_that_takes_nothing_is_not_heard_and_others_are_served(tmp_path
     run(whole())
 
 
+def test_a_client_that_says_its_last_and_goes_without_its_answers_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vblk.exports.nbd.server.UNIX_BUFFER", 1 << 16)
+
+    async def whole() -> None:
+        async with served(tmp_path, lambda graph: MemoryNode("m", size=SIZE, data=CONTENT)) as (
+            server, export, path,
+        ):  # fmt: skip
+            client, _ = await RawClient.choose(path)
+            for number in range(20):
+                client.request(READ, 0, 1 << 16, cookie=number)
+            client.writer.write_eof()
+            (connection,) = server._connections
+            await until(lambda: connection._ending)
+            assert connection._channel.pending > 0
+            client.writer.transport.abort()
+            await until(lambda: not server.clients)
+            assert export.users == 0
+
+    run(whole())
+
+
 @pytest.mark.parametrize("sent", [b"\0" * 28, struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 1, 0, 1 << 31)])
 def test_a_client_that_breaks_the_protocol_is_cut_off_and_told_of(sent: bytes, tmp_path: Path) -> None:
     async def whole() -> None:
