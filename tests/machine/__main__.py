@@ -59,6 +59,8 @@ class Starting:
         self._startup = Startup(machine, machine_commands())
         self._names = Names()
         self._stack = ExitStack()
+        self._silent: set[str] = set()
+        """Devices that say nothing and take everything: their monitors have nothing to do."""
 
     async def run(self, words: list[str]) -> None:
         """Carry all options out."""
@@ -71,14 +73,21 @@ class Starting:
             if name == "blockdev":
                 await self._step(name, value)
             elif name == "drive":
-                await self.machine.add_drive(read_drive(value, self._names, snapshot=snapshot))
+                await self.machine.add_drive(read_drive(value, self._names), snapshot=snapshot)
         for name, value in options:
             if name == "device" or name in _LATER:
                 await self._step(name, value)
 
     async def _step(self, name: str, value: str) -> None:
         startup, machine = self._startup, self.machine
-        if name in _SAME:
+        pairs = {pair.name: pair.value for pair in split_pairs(value, implied="first")} if value else {}
+        if name == "add-fd":
+            machine.graph.fd_sets.add(int(pairs["fd"]), int(pairs["set"]), pairs.get("opaque"))
+        elif name == "chardev" and pairs.get("first") == "null":
+            self._silent.add(pairs["id"])
+        elif name == "mon" and pairs.get("chardev") in self._silent:
+            return
+        elif name in _SAME:
             await startup.step(_SAME[name], value)
         elif name == "object":
             await self._object(value)

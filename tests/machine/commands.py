@@ -3,14 +3,18 @@
 Owns: how drives are shown, and `eject`.
 """
 
+import hashlib
+import sys
 from typing import Any
 
 from tests.machine.drives import Drive
 from tests.machine.machine import Machine
+from vblk.graph.recording import find_bitmap
 from vblk.graph.statistics import Statistics, block_stats
-from vblk.monitor.commands import daemon_commands
+from vblk.monitor.commands import daemon_commands, exports
 from vblk.monitor.commands.nodes import describe_node
-from vblk.monitor.schema import Object
+from vblk.monitor.human import HumanMonitor
+from vblk.monitor.schema import FuseExportOptions, HumanLine, NbdExportOptions, Object
 from vblk.monitor.table import CommandTable
 from vblk.wire.qmp import ErrorClass, QmpError
 
@@ -34,10 +38,52 @@ async def eject(machine: Machine, arguments: Eject) -> None:
     await machine.eject(drive)
 
 
+class NbdExport(NbdExportOptions, tag_field="type", tag="nbd"):
+    """An export that names the thread which is to serve it; one loop serves all."""
+
+    iothread: str | None = None
+
+
+@TABLE.command("block-export-add")
+async def block_export_add(machine: Machine, arguments: NbdExport | FuseExportOptions) -> None:
+    """Export a node."""
+    if isinstance(arguments, NbdExport) and arguments.iothread not in (None, *machine.iothreads):
+        raise QmpError(f'iothread "{arguments.iothread}" not found')
+    await exports.block_export_add(machine, arguments)
+
+
+class BitmapName(Object):
+    """Which bitmap of which drive."""
+
+    node: str
+    name: str
+
+
+@TABLE.command("x-debug-block-dirty-bitmap-sha256")
+async def hash_bitmap(machine: Machine, arguments: BitmapName) -> dict[str, str]:
+    """Return a number that two bitmaps with the same marks have in common."""
+    node = machine.find_either(arguments.node)
+    ranges = list(find_bitmap(node, arguments.name).ranges(0, node.size))
+    return {"sha256": hashlib.sha256(repr(ranges).encode()).hexdigest()}
+
+
+@TABLE.command("human-monitor-command")
+async def human_monitor_command(machine: Machine, arguments: HumanLine) -> str:
+    """Carry out a line of the human monitor; what its `qemu-io` prints goes to standard output."""
+    return await HumanMonitor(machine, io_output=_print).execute(arguments.command_line)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 @TABLE.command("quit")
 async def quit(machine: Machine) -> None:
     """Say that the machine is shut down, and end."""
     machine.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+    for export in list(machine.exports.values()):
+        await export.stop(hard=True)
     machine.ended.set()
 
 

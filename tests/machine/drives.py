@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vblk.errors import OptionError
 from vblk.exports.export import Export
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
@@ -65,7 +64,7 @@ class Names:
         return f"{interface}{number // 2}-hd{number % 2}" if interface == "ide" else f"{interface}{number}"
 
 
-def read_drive(text: str, names: Names, *, snapshot: bool) -> DriveOptions:
+def read_drive(text: str, names: Names) -> DriveOptions:
     """Read the value of `-drive`.
 
     Raises:
@@ -94,8 +93,6 @@ def read_drive(text: str, names: Names, *, snapshot: bool) -> DriveOptions:
     if own.get("media") == "cdrom":
         node.setdefault("read-only", "on")
     options = with_file(node, file)
-    if snapshot or own.get("snapshot") == "on":
-        raise OptionError("a drive with snapshot=on has no place in the machine of these tests")
     return DriveOptions(interface, name, options, own.get("media") == "cdrom")
 
 

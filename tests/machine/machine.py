@@ -5,13 +5,16 @@ them. Everything else is the daemon's.
 """
 
 from collections.abc import Mapping
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.machine.drives import Drive, DriveOptions, exports_of
 from vblk.errors import GraphError
 from vblk.graph.edge import READING, WRITING, Permission
 from vblk.graph.node import Node
+from vblk.monitor.commands.surgery import blockdev_snapshot_sync
 from vblk.monitor.daemon import Daemon
+from vblk.monitor.schema import SnapshotSync
 
 
 class Machine(Daemon):
@@ -22,10 +25,12 @@ class Machine(Daemon):
         self.drives: dict[str, Drive] = {}
         self.iothreads: set[str] = set()
         self._unnamed = 0
+        self._above: TemporaryDirectory[str] | None = None
+        """Where what is written to drives goes that stay as they are."""
 
     def find_device(self, device: str | None, node_name: str | None) -> Node:
         """Return the node of a drive, or of a name."""
-        drive = self.drives.get(device or "")
+        drive = self.drives.get(device or "") or self.drives.get(node_name or "")
         if drive is not None:
             if drive.node is None:
                 raise GraphError(f"Device '{device}' has no medium")
@@ -36,8 +41,8 @@ class Machine(Daemon):
         """Return the node of a drive, or of a name."""
         return self.find_device(name, None) if name in self.drives else super().find_either(name)
 
-    async def add_drive(self, options: DriveOptions) -> None:
-        """Open the medium of a drive, and put it in."""
+    async def add_drive(self, options: DriveOptions, *, snapshot: bool = False) -> None:
+        """Open the medium of a drive, and put it in; with `snapshot` it stays as it is."""
         handle = None
         if options.node is not None:
             node = await self.add_node(options.node)
@@ -47,6 +52,17 @@ class Machine(Daemon):
         if options.interface == "virtio":
             path = f"/machine/peripheral-anon/device[{len(self.drives)}]/virtio-backend"
             self._use(handle)
+        if snapshot and handle is not None:
+            self._above = self._above or TemporaryDirectory(prefix="machine-")
+            file = f"{self._above.name}/{len(self.drives)}"
+            await blockdev_snapshot_sync(
+                self,
+                SnapshotSync(
+                    node_name=handle.node.name,
+                    snapshot_file=file,
+                    snapshot_node_name=f"above{len(self.drives)}",
+                ),
+            )
         self.drives[options.name] = Drive(options.name, handle, path, options.interface != "virtio")
 
     def disown(self, node: Node) -> None:
@@ -83,3 +99,9 @@ class Machine(Daemon):
         handle, drive.handle = drive.handle, None
         if handle is not None:
             await self.graph.release(handle)
+
+    async def close(self) -> None:
+        """End everything, and forget what was written to drives that stay as they are."""
+        await super().close()
+        if self._above is not None:
+            self._above.cleanup()

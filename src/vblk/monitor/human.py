@@ -246,6 +246,24 @@ def _job(verb: str) -> Run:
     return run
 
 
+async def _nbd_server_start(monitor: HumanMonitor, arguments: Arguments) -> None:
+    """Listen at `unix:PATH` or `HOST:PORT`; with `-a` export everything that was added by itself."""
+    from vblk.monitor.commands.exports import nbd_server_add, start_nbd_server
+    from vblk.monitor.schema import InetAddressOf, NbdServerAdd, NbdServerOptions, UnixAddressOf
+
+    daemon, place = monitor.daemon, arguments["uri"]
+    host, colon, port = place.rpartition(":")
+    if host == "unix":
+        await start_nbd_server(daemon, None, NbdServerOptions(addr=UnixAddressOf(port)))
+    elif colon:
+        await start_nbd_server(daemon, None, NbdServerOptions(addr=InetAddressOf(host or "localhost", port)))
+    else:
+        raise QmpError(f"'{place}' is no address: unix:PATH or HOST:PORT is")
+    for node in daemon.graph.nodes():
+        if "a" in arguments and daemon.graph.keeps(node):
+            await nbd_server_add(daemon, NbdServerAdd(device=node.name, writable="w" in arguments))
+
+
 async def _nbd_server_stop(monitor: HumanMonitor, arguments: Arguments) -> None:
     from vblk.monitor.commands.exports import nbd_server_stop
 
@@ -397,6 +415,13 @@ COMMANDS: Final = (
         "[-f] name",
         "remove an export previously exposed via NBD",
         _nbd_server_remove,
+    ),
+    HumanCommand(
+        "nbd_server_start",
+        (Parameter("a", flag=True), Parameter("w", flag=True), Parameter("uri")),
+        "[-a] [-w] unix:path|host:port",
+        "serve block devices using the NBD protocol (-a: all of them; -w: writable)",
+        _nbd_server_start,
     ),
     HumanCommand(
         "nbd_server_stop", (), "", "stop serving block devices using the NBD protocol", _nbd_server_stop
