@@ -100,7 +100,7 @@ class Starting:
             pretty = ",pretty=on" if name == "qmp-pretty" else ""
             await startup.step("--chardev", "stdio,id=stdio")
             await startup.step("--monitor", f"stdio,mode={mode}{pretty}")
-        elif value != "none":
+        elif value not in ("none", "null"):
             raise QmpError(f"-{name} {value}: the machine of these tests has stdio alone")
 
     async def _object(self, value: str) -> None:
