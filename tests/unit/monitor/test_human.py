@@ -45,6 +45,7 @@ def test_lines_are_answered_with_the_line_ends_of_a_terminal() -> None:
         ("info block -z", 'block: unsupported option -z\r\nTry "help info block" for more information\r\n'),
         ("help qemu-io", 'qemu-io [device] "[command]" -- run a qemu-io command on a block device\r\n'),
         ("nbd_server_stop", "Error: NBD server not running\r\n"),
+        ("nbd_server_start nowhere", "Error: 'nowhere' is no address: unix:PATH or HOST:PORT is\r\n"),
         ("block_job_cancel x", "Error: Block job 'x' not found\r\n"),
     ],
 )
@@ -109,7 +110,7 @@ def test_words_complete_to_commands_and_nodes() -> None:
             human = HumanMonitor(talk.daemon)
             assert list(human.completions("qem")) == ["qemu-io"]
             assert list(human.completions("info block-")) == ["block-jobs"]
-            assert list(human.completions("help nbd_server_s")) == ["nbd_server_stop"]
+            assert list(human.completions("help nbd_server_s")) == ["nbd_server_start", "nbd_server_stop"]
             assert list(human.completions("block_resize d")) == ["disk"]
 
     asyncio.run(session())
