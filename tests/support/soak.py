@@ -235,6 +235,7 @@ class Soak:
         self.victim = self._image("victim.vhdx", "vhdx", ())
         self._half_open: list[socket.socket] = []
         self._left_of_life = 0
+        self._is_killing = False
 
     def _image(self, name: str, format: str, options: tuple[str, ...]) -> Path:
         path = self.folder / name
@@ -394,7 +395,7 @@ class Soak:
         )
         uri = f"nbd+unix:///{name}?socket={self.daemon.nbd}"
         listed = await asyncio.create_subprocess_exec("nbdinfo", "--map", uri, stdout=subprocess.DEVNULL)
-        assert await listed.wait() == 0
+        assert await listed.wait() == 0 or self._is_killing
         await self.daemon.ask("block-export-del", id=name, mode="hard")
         self.account.graph_changes += 1
 
@@ -449,11 +450,13 @@ class Soak:
             await asyncio.sleep(0)
             if work.done():
                 break
+        self._is_killing = True
         self.daemon.kill()
         self.account.kills += 1
         for outcome in await work:
             if isinstance(outcome, AssertionError):
                 raise outcome
+        self._is_killing = False
         for subject in self.subjects:
             assert subject.stripes is not None
             await subject.stripes.close()
