@@ -91,6 +91,9 @@ class Starting:
             await startup.step(_SAME[name], value)
         elif name == "object":
             await self._object(value)
+        elif name == "add-fd":
+            passed = {pair.name: pair.value for pair in split_pairs(value)}
+            machine.graph.fd_sets.add(int(passed["fd"]), int(passed["set"]), passed.get("opaque"))
         elif name == "device":
             await machine.add_device({pair.name: pair.value for pair in split_pairs(value, implied="driver")})
         elif name == "qtest":

@@ -4,6 +4,7 @@ Owns: the drives by name, and what a machine does with them: take a medium out, 
 them. Everything else is the daemon's.
 """
 
+import sys
 from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +18,18 @@ from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import SnapshotSync
 
 
+def _say(text: str) -> None:
+    """Write what the commands of qemu-io print where the machine's own words go, as QEMU does."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 class Machine(Daemon):
     """A daemon whose nodes may also be named by the drive that they are in."""
 
     def __init__(self, *words: Any) -> None:
         super().__init__(*words)
+        self.io_output = _say
         self.drives: dict[str, Drive] = {}
         self.iothreads: set[str] = set()
         self._unnamed = 0

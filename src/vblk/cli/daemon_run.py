@@ -106,7 +106,7 @@ class Startup:
     def _server(self, options: MonitorOptions) -> Serve:
         async def serve(channel: Channel) -> None:
             if options.mode is Mode.READLINE:
-                await HumanServer(HumanMonitor(self.daemon), channel).run()
+                await HumanServer(HumanMonitor(self.daemon, io_output=self.daemon.io_output), channel).run()
                 return
             await QmpServer(self.daemon, self._commands, channel, pretty=options.pretty).run()
 

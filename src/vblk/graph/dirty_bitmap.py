@@ -11,6 +11,7 @@ Source: QEMU's QAPI reference, BlockDirtyInfo; its words for what is refused.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any, Final
 
 from vblk.codec.bits import bit_runs, clear_bits, set_bits
@@ -189,6 +190,16 @@ class DirtyBitmap:
             else:
                 for bit, run in bit_runs(bytes(chunk), start, length):
                     yield run, bit
+
+    def digest(self) -> str:
+        """Return SHA-256 of all bits, the lowest first, in whole words of 64 bits, in hexadecimal."""
+        total = -(-self.size >> self._shift)
+        length = -(-total // 64) * 8
+        hash = sha256()
+        for index in range(-(-length // (_CHUNK >> 3))):
+            chunk = self._chunks.get(index) or bytes(_CHUNK >> 3)
+            hash.update(memoryview(chunk)[: min(_CHUNK >> 3, length - index * (_CHUNK >> 3))])
+        return hash.hexdigest()
 
     def resize(self, size: int) -> None:
         """Follow the disk: what is cut off is forgotten, what is new is marked as any other change."""

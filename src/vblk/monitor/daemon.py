@@ -57,6 +57,8 @@ class Daemon:
     version: Mapping[str, Any] = VERSION
     events: Mapping[str, type[Any]] = EVENTS
     """What it may tell of, each with the type of its data."""
+    io_output: Callable[[str], None] | None = None
+    """Takes what the command `qemu-io` prints; without, that is the command's answer."""
 
     def __init__(self, graph: Graph, log: Log | None = None) -> None:
         """Manage `graph`, which is closed in the end."""

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vblk.errors import BlockError
+from vblk.errors import BlockError, GraphError
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.failures import qmp_error
 from vblk.options import parse_size
@@ -225,7 +225,10 @@ async def _block_resize(monitor: HumanMonitor, arguments: Arguments) -> None:
 async def _qemu_io(monitor: HumanMonitor, arguments: Arguments) -> None:
     from vblk.monitor.qemu_io import run_line
 
-    node = monitor.daemon.find_device(None, arguments["device"])
+    try:
+        node = monitor.daemon.find_either(arguments["device"])
+    except GraphError:
+        node = monitor.daemon.find_device(None, arguments["device"])  # which says it in QEMU's words
     text = await run_line(monitor.daemon, node, arguments["command"], monitor.io_output)
     if text:
         monitor.say(text.rstrip("\n"))

@@ -285,6 +285,12 @@ class ExportInfo(Object):
     shutting_down: bool
 
 
+class BitmapDigest(Object):
+    """What `x-debug-block-dirty-bitmap-sha256` returns."""
+
+    sha256: str
+
+
 class BitmapAdd(BitmapName):
     """The arguments of `block-dirty-bitmap-add`."""
 

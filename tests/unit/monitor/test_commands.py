@@ -163,6 +163,11 @@ def test_a_merge_of_bitmaps_is_of_all_or_of_none() -> None:
             await talk.call(
                 "block-dirty-bitmap-merge", node="n", target="a", bitmaps=[{"node": "n", "name": "b"}]
             )
+            digest = "x-debug-block-dirty-bitmap-sha256"
+            same = [await talk.call(digest, node="n", name=name) for name in ("a", "b")]
+            assert same[0] == same[1]
+            talk.daemon.find_either("n").bitmaps["a"].mark(0, 1)
+            assert await talk.call(digest, node="n", name="a") != same[1]
             assert await talk.refused(
                 "block-dirty-bitmap-merge", node="n", target="a", bitmaps=["b", "c"]
             ) == ("Dirty bitmap 'c' not found")

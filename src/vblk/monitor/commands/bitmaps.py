@@ -14,10 +14,12 @@ from vblk.graph.node import Node
 from vblk.graph.recording import add_bitmap, find_bitmap, put_bitmap, remove_bitmap
 from vblk.monitor.actions import ActionTable, Undo
 from vblk.monitor.daemon import Daemon
-from vblk.monitor.schema import BitmapAdd, BitmapMerge, BitmapName, BitmapOfNode
+from vblk.monitor.schema import BitmapAdd, BitmapDigest, BitmapMerge, BitmapName, BitmapOfNode
+from vblk.monitor.table import CommandTable
 from vblk.wire.qmp import QmpError
 
 ACTIONS = ActionTable()
+TABLE = CommandTable()
 
 
 def _find(daemon: Daemon, arguments: BitmapName) -> tuple[Node, DirtyBitmap]:
@@ -102,6 +104,13 @@ async def merge(daemon: Daemon, arguments: BitmapMerge) -> Undo:
         target.restore(marks)
         raise
     return _undo(lambda: target.restore(marks))
+
+
+@TABLE.command("x-debug-block-dirty-bitmap-sha256")
+async def digest(daemon: Daemon, arguments: BitmapName) -> BitmapDigest:
+    """Tell whether bitmaps have the same marks: then this is the same."""
+    bitmap = find_bitmap(daemon.find_either(arguments.node), arguments.name)
+    return BitmapDigest(sha256=bitmap.digest())
 
 
 def _undo(step: Callable[[], object]) -> Undo:

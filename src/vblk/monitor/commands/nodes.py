@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from vblk.describing import describe_image
-from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import WRITING, Edge, Permission, Role
 from vblk.graph.node import Node
 from vblk.graph.statistics import Statistics, block_stats
@@ -100,11 +99,6 @@ async def describe_node(node: Node, *, flat: bool = False) -> NodeInfo:
         dirty_bitmaps=[each.info() for each in reversed(node.bitmaps.values()) if each.name[0] != "#"]
         or None,
     )
-
-
-def _own_bitmaps(node: Node) -> Iterator[DirtyBitmap]:
-    """Yield the bitmaps of a node that are the user's, not a job's."""
-    return (each for name, each in node.bitmaps.items() if not name.startswith("#"))
 
 
 def _backings(node: Node) -> Iterator[Node]:

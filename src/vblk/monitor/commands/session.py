@@ -45,7 +45,7 @@ async def query_qmp_schema(daemon: Daemon, client: Client) -> list[dict[str, Any
 @TABLE.command("human-monitor-command")
 async def human_monitor_command(daemon: Daemon, arguments: HumanLine) -> str:
     """Carry out a line of the human monitor."""
-    return await HumanMonitor(daemon).execute(arguments.command_line)
+    return await HumanMonitor(daemon, io_output=daemon.io_output).execute(arguments.command_line)
 
 
 @TABLE.command("quit", out_of_band=True)

@@ -83,7 +83,7 @@ class TransactionArguments(Object):
     properties: Properties | None = None
 
 
-TABLE = CommandTable(bitmaps.ACTIONS.commands(), surgery.ACTIONS.commands())
+TABLE = CommandTable(bitmaps.TABLE, bitmaps.ACTIONS.commands(), surgery.ACTIONS.commands())
 
 
 @TABLE.command("transaction")
