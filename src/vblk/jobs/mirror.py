@@ -112,19 +112,20 @@ class MirrorJob(BlockJob):
         replaces: Node | None = None,
         **life: Unpack[Life],
     ) -> None:
+        granularity = plan.granularity or granularity_for(target.node.allocation_unit)
+        if not GRANULARITY_LEAST <= granularity <= GRANULARITY_MOST:
+            raise JobError("Parameter 'granularity' expects a value in range [512B, 64MB]")
+        if not is_power_of_two(granularity):
+            raise JobError("Parameter 'granularity' expects a power of 2")
+        if target.size < source.size:
+            raise JobError(f"the target has {target.size} bytes, less than the {source.size} of the source")
         super().__init__(id, **life)
+        self._granularity = granularity
         self._graph = graph
         self._source = source
         self._target = target
         self._plan = plan
         self._replaces = replaces or source.node
-        self._granularity = plan.granularity or granularity_for(target.node.allocation_unit)
-        if not GRANULARITY_LEAST <= self._granularity <= GRANULARITY_MOST:
-            raise JobError("Parameter 'granularity' expects a value in range [512B, 64MB]")
-        if not is_power_of_two(self._granularity):
-            raise JobError("Parameter 'granularity' expects a power of 2")
-        if target.size < source.size:
-            raise JobError(f"the target has {target.size} bytes, less than the {source.size} of the source")
         self._ending: End | None = None
         self._kicked = asyncio.Event()
         self._locks = RangeLock()

@@ -1,0 +1,105 @@
+"""The mirror job by QMP: to a node, to a new image, and what is refused."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.monitor import Monitor, monitor
+from vblk.graph.edge import WRITING
+from vblk.graph.handle import Handle
+
+SIZE = 1 << 20
+
+
+async def disk(talk: Monitor) -> Handle:
+    """Add a disk with something on it, and be its user."""
+    await talk.add("disk", "memory", size=SIZE)
+    guest = talk.daemon.graph.hold(talk.daemon.graph.find("disk"), "the guest", WRITING)
+    await guest.write(4096, b"content")
+    return guest
+
+
+async def ready(talk: Monitor, id: str) -> None:
+    """Wait until a job is ready."""
+    news = asyncio.Event()
+
+    def told(event: str, data: Mapping[str, Any], _: int) -> None:
+        if event == "BLOCK_JOB_READY":
+            news.set()
+
+    talk.daemon.listeners.append(told)
+    if ("BLOCK_JOB_READY", id) not in [(name, data.get("device")) for name, data in talk.events]:
+        await asyncio.wait_for(news.wait(), 60)
+    talk.daemon.listeners.remove(told)
+
+
+def test_a_disk_is_mirrored_to_a_node_and_its_user_goes_on_there() -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            guest = await disk(talk)
+            await talk.add("target", "memory", size=SIZE)
+            await talk.call("blockdev-mirror", job_id="m", device="disk", target="target", sync="full")
+            await ready(talk, "m")
+            (shown,) = await talk.call("query-block-jobs")
+            assert (shown["type"], shown["ready"], shown["len"], shown["offset"]) == (
+                "mirror",
+                True,
+                SIZE,
+                SIZE,
+            )
+            (node,) = [
+                each for each in await talk.call("query-named-block-nodes") if each["node-name"] == "disk"
+            ]
+            assert "dirty-bitmaps" not in node, "the job's own bitmap is nobody's business"
+            job = talk.daemon.jobs["m"]
+            await talk.call("block-job-complete", device="m")
+            await job.ended()
+            assert guest.node.name == "target"
+            assert await guest.read(4096, 7) == b"content"
+            await talk.call("blockdev-del", node_name="disk")
+
+    asyncio.run(session())
+
+
+@pytest.mark.parametrize("format", ["raw", "vhdx", "qcow2"])
+def test_a_disk_is_mirrored_to_an_image_that_is_made(tmp_path: Path, format: str) -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            guest = await disk(talk)
+            target = str(tmp_path / "target")
+            await talk.call("drive-mirror", device="disk", target=target, sync="full", format=format)
+            await ready(talk, "disk")
+            job = talk.daemon.jobs["disk"]
+            await talk.call("block-job-complete", device="disk")
+            await job.ended()
+            assert (guest.node.driver, guest.node.filename) == (format, target)
+            assert await guest.read(4096, 7) == b"content"
+
+    asyncio.run(session())
+
+
+def test_what_cannot_be_mirrored_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            await disk(talk)
+            await talk.add("small", "memory", size=SIZE // 2)
+            await talk.add("target", "memory", size=SIZE)
+            mirror = {"job_id": "m", "device": "disk", "sync": "full"}
+            for arguments, said in (
+                ({**mirror, "target": "disk"}, "Can't mirror node into itself"),
+                ({**mirror, "target": "none"}, "Cannot find device='none' nor node-name='none'"),
+                ({**mirror, "target": "target", "copy_mode": "write-blocking"}, None),
+                ({**mirror, "target": "small"}, None),
+                ({**mirror, "target": "target", "granularity": 100}, None),
+                ({**mirror, "target": "target", "job_id": "1"}, "Invalid job ID '1'"),
+            ):
+                answer = await talk.refused("blockdev-mirror", **arguments)
+                assert answer == said or said is None
+            assert (talk.daemon.jobs, talk.events) == ({}, [])
+            await talk.call("blockdev-del", node_name="target")
+            await talk.call("blockdev-del", node_name="small")
+
+    asyncio.run(session())
