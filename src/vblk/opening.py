@@ -30,6 +30,7 @@ PROTOCOLS = {
     "null-co": "vblk.protocols.null",
     "null-aio": "vblk.protocols.null",
     "nbd": "vblk.protocols.nbd",
+    "ssh": "vblk.protocols.ssh",
 }
 FORMATS = {
     "luks": "vblk.drivers.luks",
@@ -49,7 +50,7 @@ KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
         "blklogwrites blkreplay compress preallocate "
-        "ftp ftps gluster http https iscsi nfs nvme rbd ssh"
+        "ftp ftps gluster http https iscsi nfs nvme rbd"
     ).split()
 )
 """Formats, protocols and filters that others have and this version has not."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.creation import Request, local_target, options_help, read_options, request
+from vblk.cli.creation import Request, options_help, read_options, request, target_of
 from vblk.cli.failure import SUCCESS, Failure, could_not_open, sentence
 from vblk.cli.images import ImageArguments, image_graph, image_options, named_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
@@ -161,7 +161,7 @@ async def _opened_target(
     try:
         backing = await creation.opened_backing(graph, name, rules=arguments.rules())
         image = await creation.plan(graph, name, size, backing)
-        async with new_image(graph, local_target(name), image, cache=arguments.target_cache) as made:
+        async with new_image(graph, target_of(name), image, cache=arguments.target_cache) as made:
             opened = True
             yield made
     except BlockError as error:

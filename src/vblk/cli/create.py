@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.creation import local_target, options_help, read_options, request, require_known_protocol
+from vblk.cli.creation import options_help, read_options, request, require_known_protocol, target_of
 from vblk.cli.failure import SUCCESS, Failure, sentence
 from vblk.cli.objects import objects_of, objects_option
 from vblk.cli.values import bounded_size, size_refusal
@@ -81,7 +81,7 @@ async def _create(
         if not arguments.quiet:
             console.print(wanted.announced(name, size))
         image = await wanted.plan(graph, name, size, backing)
-        await make_image(graph, local_target(name), image)
+        await make_image(graph, target_of(name), image)
 
 
 VERB = Verb(

@@ -16,6 +16,7 @@ from vblk.graph.creation import Backing, Creator, FileOptions, NewImage, Wish
 from vblk.graph.handle import Handle
 from vblk.graph.registry import Graph
 from vblk.graph.site import ChainRules
+from vblk.jobs.target import Target
 from vblk.opening import open_image
 from vblk.options import CreateOptions, NodeOptions, bind_create, parse_create_options, parse_filename
 from vblk.options.creation import announcement, help_lines, option_names
@@ -124,7 +125,9 @@ class Request:
             node = None if backing is None else backing.node
             path = beside(name, self.backing_file)
             behind = Backing(self.backing_file, self.backing_format, path, node)
-        wish = Wish(local_target(name), size, self.options, self.file, behind, graph.objects)
+        target = target_of(name)
+        path = target if isinstance(target, str) else name
+        wish = Wish(path, size, self.options, self.file, behind, graph.objects)
         return await self.creator.plan(wish)
 
 
@@ -181,8 +184,8 @@ def require_known_protocol(name: str) -> None:
             raise Failure(error.message) from error
 
 
-def local_target(name: str) -> str:
-    """Return the path of the local file that a target's name means.
+def target_of(name: str) -> Target:
+    """Return the path of the local file that a target's name means, or what leads to one elsewhere.
 
     Raises:
         Failure: The name is of a protocol that makes no files.
@@ -197,6 +200,8 @@ def local_target(name: str) -> str:
     while isinstance(below, NodeOptions):
         if below.driver in _LOCAL and "filename" in below.own:
             return str(below.own["filename"])
+        if below.driver == "ssh":
+            return below
         if below.driver not in (None, "raw", *_LOCAL):
             raise Failure(f"Protocol driver '{below.driver}' does not support image creation")
         below = below.children.get("file")

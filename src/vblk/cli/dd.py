@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, option
 from vblk.cli.console import Console
-from vblk.cli.creation import local_target, request, required_creator
+from vblk.cli.creation import request, required_creator, target_of
 from vblk.cli.failure import SUCCESS, Failure, sentence
 from vblk.cli.images import ImageArguments, image_graph, image_options, open_named
 from vblk.cli.values import bounded_size
@@ -85,7 +85,7 @@ async def run(arguments: Arguments, console: Console) -> int:
         try:
             wanted = request(arguments.output_format, {}, None, None)
             image = await wanted.plan(graph, target, end - start, None)
-            async with new_image(graph, local_target(target), image, cache="unsafe") as made:
+            async with new_image(graph, target_of(target), image, cache="unsafe") as made:
                 opened = True
                 source = Source(handle, -start, start, end - start)
                 job = CopyJob(

@@ -177,8 +177,9 @@ async def with_config(site: Site, own: Mapping[str, Scalar]) -> dict[str, Scalar
     """
     options = dict(own)
     filename = options.get("config")
-    if not isinstance(filename, str):
+    if filename is None:
         return options
+    filename = options["config"] = str(filename)  # a number is a name that looks like one, as in QEMU
 
     def read() -> bytes:
         with open(filename, "rb") as file:

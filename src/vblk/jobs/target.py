@@ -8,7 +8,8 @@ made, and is replaced by one rename after everything was written. Until then it
 is untouched; after a failure or a cancellation nothing new is left.
 
 A file that has further names (hard links), or that stands in a folder where no
-file can be made, and everything that is not a regular file, is written in place.
+file can be made, and everything that is not a regular file, is written in place. So is
+a file on another machine.
 """
 
 import errno
@@ -26,9 +27,12 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.opening import open_image
-from vblk.options import NodeOptions, NodeReference
+from vblk.options import NodeOptions, NodeReference, to_filename
 
 _NEW_MODE = 0o644
+
+Target = str | NodeOptions
+"""Where an image is made: a local path, or the options of a protocol that makes files elsewhere."""
 
 
 class Made(NamedTuple):
@@ -56,12 +60,12 @@ class _Place(NamedTuple):
         return self.existing is not None and not stat.S_ISREG(self.existing.st_mode)
 
 
-async def make_image(graph: Graph, name: str, image: NewImage, *, cache: str = "writeback") -> None:
+async def make_image(graph: Graph, name: Target, image: NewImage, *, cache: str = "writeback") -> None:
     """Make a new image.
 
     Args:
         graph: Where the nodes live.
-        name: The file's name.
+        name: Where it is made.
         image: What is made.
         cache: The cache mode of the writes; with `unsafe` nothing is flushed.
 
@@ -76,7 +80,7 @@ async def make_image(graph: Graph, name: str, image: NewImage, *, cache: str = "
 
 @asynccontextmanager
 async def new_image(
-    graph: Graph, name: str, image: NewImage, *, cache: str = "writeback"
+    graph: Graph, name: Target, image: NewImage, *, cache: str = "writeback"
 ) -> AsyncGenerator[Made]:
     """Make a new image, yield it open for writing, and keep it if the block ends well.
 
@@ -123,8 +127,33 @@ async def filled_image(
 
 
 @asynccontextmanager
-async def _new_file(graph: Graph, name: str, options: FileOptions, cache: str) -> AsyncGenerator[Node]:
+async def _new_file(graph: Graph, name: Target, options: FileOptions, cache: str) -> AsyncGenerator[Node]:
     """Yield the file in which a new image is made, and give it its name if the block ends well."""
+    making = (
+        _new_local_file(graph, name, options, cache)
+        if isinstance(name, str)
+        else _new_remote_file(graph, name, cache)
+    )
+    async with making as leaf:
+        yield leaf
+        if cache != "unsafe":
+            await leaf.flush()
+
+
+@asynccontextmanager
+async def _new_remote_file(graph: Graph, options: NodeOptions, cache: str) -> AsyncGenerator[Node]:
+    from vblk.protocols.ssh import make_node
+
+    node = await make_node(graph, options.own, filename=to_filename(options), cache=cache)
+    keeper = graph.hold(node, "the new image", Permission.NONE)
+    try:
+        yield node
+    finally:
+        await graph.release(keeper)
+
+
+@asynccontextmanager
+async def _new_local_file(graph: Graph, name: str, options: FileOptions, cache: str) -> AsyncGenerator[Node]:
     place = await graph.engine.run(lambda: _find_place(name))
     guard: Handle | None = None
     keeper: Handle | None = None
@@ -141,8 +170,6 @@ async def _new_file(graph: Graph, name: str, options: FileOptions, cache: str) -
             keeper = await _open_leaf(graph, "file", place.temporary or place.path, name, cache)
         keeper = await _only_kept(graph, keeper)
         yield keeper.node
-        if cache != "unsafe":
-            await keeper.node.flush()
         if place.temporary is not None:
             await graph.engine.run(lambda: _publish(place, durable=cache != "unsafe"))
         made = False

@@ -44,7 +44,7 @@ _Printed = Scalar | dict[str, "_Printed"] | list["_Printed"]
 _WEAK: Final = frozenset(
     (
         "locking aio aio-max-batch pr-manager drop-cache x-check-cache-dropped latency-ns reconnect-delay "
-        "open-timeout"
+        "open-timeout no-flush-guarantee"
     ).split()
 )
 """Own options that change how a node works, not what it holds."""
@@ -82,6 +82,10 @@ def _plain(options: NodeOptions) -> str | None:
         from vblk.options.nbd import nbd_name
 
         return nbd_name(own)
+    if options.driver == "ssh":
+        from vblk.options.ssh import ssh_name
+
+        return ssh_name(own)
     if own.keys() == {"uri"} and not options.children:
         return str(own["uri"])
     below = {name: _plain_child(child) for name, child in options.children.items() if child is not None}

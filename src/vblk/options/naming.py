@@ -39,6 +39,7 @@ _PREFIXES: Final = {name: name for name in PROTOCOLS - {"memory", "vvfat"}} | {
     "nbd+unix": "nbd",
     "nbds": "nbd",
     "nbds+unix": "nbd",
+    "sftp": "ssh",
 }
 """What may stand before the first colon, and the driver that it chooses."""
 
@@ -149,6 +150,10 @@ def _leaf_options(driver: str, text: str) -> dict[str, Scalar]:
         from vblk.options.nbd import parse_nbd_name
 
         return dict(parse_nbd_name(text))
+    if driver == "ssh":
+        from vblk.options.ssh import parse_ssh_name
+
+        return dict(parse_ssh_name(text))
     return {"uri": text}
 
 

@@ -13,7 +13,6 @@ later request can be overtaken by it; then the connection is given up.
 import asyncio
 import errno
 import os
-import re
 import socket
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
@@ -21,6 +20,7 @@ from typing import Any, Final, NamedTuple, cast
 from vblk.aio.clock import Clock
 from vblk.aio.tls import TlsSession
 from vblk.errors import BlockError, PeerError, StorageError
+from vblk.protocols.not_connected import not_connected
 from vblk.units import KIB
 from vblk.wire.nbd import ClientHandshake, ClientSession, Exchange, Export, Request
 from vblk.wire.nbd.numbers import ALLOCATION_CONTEXT, ESHUTDOWN
@@ -322,21 +322,8 @@ async def connect(
         export = await connection.established
     except (OSError, ValueError) as error:
         connection.abort(ConnectionLost("it was never made"))
-        raise _not_connected(address, error) from error
+        raise not_connected(address, error) from error
     except BaseException:
         connection.abort(ConnectionLost("it was given up"))
         raise
     return connection, export
-
-
-def _not_connected(address: Address, error: OSError | ValueError) -> StorageError:
-    if isinstance(error, socket.gaierror):
-        return StorageError(errno.EINVAL, f"address resolution failed for {address}: {error.strerror}")
-    number = error.errno if isinstance(error, OSError) else errno.EINVAL
-    if number is None:  # several addresses were tried, and each said why
-        tried = re.findall(r"\[Errno (\d+)\]", str(error))
-        number = int(tried[-1]) if tried else errno.EINVAL
-        text = os.strerror(number) if tried else str(error)
-    else:
-        text = os.strerror(number) if isinstance(error, OSError) else str(error)
-    return StorageError(number, f"Failed to connect to '{address}': {text}")

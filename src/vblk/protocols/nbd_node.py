@@ -13,7 +13,7 @@ Source: proto.md, "Request types", "Ordering of messages and writes".
 
 import errno
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, ClassVar, Final
 
 from vblk.errors import BlockError, NoSpace, PeerError, StorageError, Unsupported
@@ -22,7 +22,7 @@ from vblk.graph.alignment import Aligner, whole_blocks
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span, coalesce
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode
 from vblk.protocols.nbd_pool import Pool
-from vblk.runtime.fan_out import fan_out
+from vblk.runtime.fan_out import in_pieces
 from vblk.runtime.flush_sequencer import FlushSequencer
 from vblk.units import GIB, MIB, OFFSET_MAX, align_down, align_up
 from vblk.wire.nbd import Command, CommandFlag, Exchange, Export, ExportFlag, Request, StatusFlag
@@ -35,8 +35,6 @@ EFFECT_MAX: Final = GIB
 """The most bytes that one request without a payload is about, unless headers are extended."""
 
 STATUS_MAX: Final = 4 * GIB - 64 * 1024
-
-PIECES_AT_ONCE: Final = 4
 
 SPANS_MAX: Final = 1 << 18
 """How many spans of one range are told apart; the rest of it is called data."""
@@ -127,7 +125,7 @@ class NbdNode(Leaf):
 
     async def read_aligned(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from whole blocks."""
-        await _in_pieces(
+        await in_pieces(
             len(buffer),
             self._payload_max,
             lambda at, count: self._request(
@@ -158,7 +156,7 @@ class NbdNode(Leaf):
 
     async def _write_pieces(self, offset: int, data: memoryview, flags: CommandFlag) -> None:
         self._dirty = True
-        await _in_pieces(
+        await in_pieces(
             len(data),
             self._payload_max,
             lambda at, count: self._request(
@@ -198,7 +196,7 @@ class NbdNode(Leaf):
 
     async def _write_zeros_out(self, offset: int, length: int) -> None:
         zeros = memoryview(bytes(min(length, align_down(MIB, self.alignment), self._payload_max)))
-        await _in_pieces(
+        await in_pieces(
             length,
             len(zeros),
             lambda at, count: self._request(
@@ -219,7 +217,7 @@ class NbdNode(Leaf):
         self, command: Command, offset: int, length: int, flags: CommandFlag = CommandFlag.NONE
     ) -> None:
         """Carry out a request without a payload on a range of any length."""
-        await _in_pieces(
+        await in_pieces(
             length,
             self._effect_max,
             lambda at, count: self._request(Request(command, offset + at, count, flags)),
@@ -337,15 +335,6 @@ class NbdNode(Leaf):
         if exchange.error:
             raise _refusal(exchange, self.filename)
         return exchange
-
-
-async def _in_pieces(length: int, most: int, request: Callable[[int, int], Awaitable[object]]) -> None:
-    """Carry out a request on a range in pieces of `most` bytes, some at a time."""
-    if length <= most:
-        await request(0, length)
-    else:
-        pieces = (request(at, min(most, length - at)) for at in range(0, length, most))
-        await fan_out(pieces, PIECES_AT_ONCE)
 
 
 def block_size(export: Export) -> int:

@@ -5,7 +5,10 @@ itself, and nothing runs on afterwards.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+PIECES_AT_ONCE: Final = 4
 
 
 async def fan_out(calls: Iterable[Awaitable[object]], at_once: int) -> None:
@@ -41,3 +44,17 @@ async def fan_out(calls: Iterable[Awaitable[object]], at_once: int) -> None:
             del failure  # its traceback refers to this frame: no cycle, please
     if ended < at_once:
         raise asyncio.CancelledError  # a call was cancelled from within: not everything is done
+
+
+async def in_pieces(
+    length: int, most: int, request: Callable[[int, int], Awaitable[object]], at_once: int = PIECES_AT_ONCE
+) -> None:
+    """Carry out a request on a range in pieces of `most` bytes, some at a time.
+
+    `request` gets where a piece begins in the range, and how long it is.
+    """
+    if length <= most:
+        await request(0, length)
+    else:
+        pieces = (request(at, min(most, length - at)) for at in range(0, length, most))
+        await fan_out(pieces, at_once)

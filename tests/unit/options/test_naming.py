@@ -47,7 +47,7 @@ def refusal_of(text: str, format: str | None = None) -> str:
         ("null-co://", leaf("null-co")),
         ("null-aio://", leaf("null-aio")),
         ("nbd:unix:/s", leaf("nbd", **{"server.type": "unix", "server.path": "/s"})),
-        ("ssh://u@h:22/x", leaf("ssh", uri="ssh://u@h:22/x")),
+        ("ssh://u@h:22/x", leaf("ssh", user="u", host="h", port="22", path="/x")),
         ("gluster+tcp://h/v/x", leaf("gluster", uri="gluster+tcp://h/v/x")),
         ("https://h/x", leaf("https", uri="https://h/x")),
         ("fat:rw:d", leaf("vvfat", uri="fat:rw:d")),

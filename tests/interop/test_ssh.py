@@ -1,0 +1,219 @@
+"""Files on a real sshd: who is let in, what is written there, and what is left when the server goes."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import call, good
+from tests.support.nodes import content_of, run
+from tests.support.sshd import Sshd
+from vblk.errors import BlockError, Unsupported
+from vblk.graph.edge import READING, WRITING
+from vblk.graph.node import Node
+from vblk.graph.registry import Graph
+from vblk.graph.site import Request
+from vblk.opening import open_node
+from vblk.options import NodeOptions, parse_filename
+from vblk.testing import Subject, check_conformance
+
+pytestmark = pytest.mark.interop
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sshd, None, None]:
+    with Sshd(tmp_path / "ssh") as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.setenv("SSH_AUTH_SOCK", "")
+        yield server
+
+
+def leaf(name: str) -> NodeOptions:
+    options = parse_filename(name).children["file"]
+    assert isinstance(options, NodeOptions)
+    return options
+
+
+async def opened(graph: Graph, name: str, *, read_only: bool = False) -> Node:
+    node = await open_node(graph, leaf(name), Request(read_only=read_only))
+    graph.hold(node, "the test", READING if read_only else WRITING)
+    return node
+
+
+@pytest.mark.parametrize(("loop", "read_only"), [("asyncio", False), ("uvloop", False), ("asyncio", True)])
+def test_a_remote_file_keeps_all_promises(sshd: Sshd, tmp_path: Path, loop: str, read_only: bool) -> None:
+    content = content_of(256 * 1024)
+
+    @asynccontextmanager
+    async def make() -> AsyncGenerator[Subject]:
+        path = tmp_path / "disk"
+        path.write_bytes(content)
+        async with Graph() as graph:
+            node = await open_node(graph, leaf(sshd.name(path)), Request(read_only=read_only))
+            yield Subject(graph, node, content)
+
+    run(check_conformance(make), loop)
+
+
+def test_a_vhdx_is_made_written_and_read_there_and_qemu_finds_it_whole_here(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    image, raw, back = tmp_path / "disk.vhdx", tmp_path / "disk.raw", tmp_path / "back.raw"
+    raw.write_bytes(content_of(5 * MIB) + bytes(2 * MIB))
+    good("create", "-f", "vhdx", sshd.name(image), "7M", "-q")
+    good("convert", "-n", "-f", "raw", "-O", "vhdx", raw, sshd.name(image))
+    good("io", "-c", "write -P 5 6M 64k", "-c", "flush", sshd.name(image))
+    with raw.open("r+b") as file:
+        file.seek(6 * MIB)
+        file.write(b"\5" * 65536)
+    subprocess.run(["qemu-img", "check", str(image)], check=True, capture_output=True)
+    subprocess.run(
+        ["qemu-img", "compare", str(image), "-F", "raw", str(raw)], check=True, capture_output=True
+    )
+    good("convert", "-O", "raw", sshd.name(image), back)
+    assert back.read_bytes() == raw.read_bytes()
+
+
+def test_what_stands_there_is_overwritten_by_a_new_image_and_can_be_resized(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(b"\1" * 3 * MIB)
+    good("create", "-q", "-f", "raw", sshd.name(image), "1M")
+    assert image.read_bytes() == bytes(MIB)
+    good("resize", "-f", "raw", sshd.name(image), "2M")
+    assert image.stat().st_size == 2 * MIB
+
+
+def test_zeros_past_the_end_take_no_space_and_no_time(sshd: Sshd, tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"\1" * 1000)
+
+    async def scenario() -> None:
+        async with Graph() as graph:
+            node = await opened(graph, sshd.name(path))
+            await node.write_zeroes(500, 1 << 40)
+            assert node.size == 500 + (1 << 40)
+            with pytest.raises(Unsupported):
+                await node.write_zeroes(0, 10, no_fallback=True)
+
+    asyncio.run(scenario())
+    assert path.stat().st_size == 500 + (1 << 40)
+    assert path.stat().st_blocks < 100
+    with path.open("rb") as file:
+        assert file.read(1000) == b"\1" * 500 + bytes(500)
+
+
+def test_the_configuration_names_the_host_its_port_and_its_key(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    with sshd.known_hosts.open("a") as file:
+        file.write(f"[images]:{sshd.port} {sshd.host_key}\n")
+    name = f"ssh://images{tmp_path}/disk"
+    assert good("info", "-f", "raw", name).startswith(f"image: {name}\n")
+
+
+def test_the_agent_is_asked_for_keys(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    (sshd.home / ".ssh" / "config").unlink()
+    refused = call("info", "-f", "raw", sshd.name(tmp_path / "disk"))
+    assert (refused.status, refused.out) == (1, "")
+    assert "failed to authenticate at '127.0.0.1:" in refused.err
+    socket = str(sshd.home / "agent")
+    with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        agent.stdout.readline()  # it listens
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+        subprocess.run(["ssh-add", "-q", str(sshd.folder / "user")], check=True)
+        assert "virtual size: 1 MiB" in good("info", "-f", "raw", sshd.name(tmp_path / "disk"))
+        agent.terminate()
+
+
+def _hash(sshd: Sshd, kind: str) -> str:
+    words = ["ssh-keygen", "-l", "-E", kind, "-f", str(sshd.folder / "host.pub")]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[1]
+
+
+def test_a_server_with_another_key_is_refused_unless_its_hash_is_said(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    name, md5 = sshd.name(tmp_path / "disk"), _hash(sshd, "md5").removeprefix("MD5:")
+    for known in ("", f"[127.0.0.1]:{sshd.port} {(sshd.folder / 'user.pub').read_text()}"):
+        sshd.known_hosts.write_text(known)
+        refused = call("info", "-f", "raw", name)
+        assert refused.status == 1
+        assert f"key '{_hash(sshd, 'sha256')}' is not the one in known_hosts" in refused.err
+    wrong = call("info", "-f", "raw", f"{name}?host_key_check=md5:00{md5[2:]}x")
+    assert "key fingerprint 'md5:" + md5.replace(":", "") + "' does not match" in wrong.err
+    for check in ("no", f"md5:{md5}", f"md5:{md5.replace(':', '')}"):
+        assert (
+            good("info", "-f", "raw", f"{name}?host_key_check={check}").count(f"host_key_check={check}") == 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (None, "SFTP server: No such file"),
+        ("mkdir", "it is a directory"),
+        ("mkfifo", "it is no regular file"),
+    ],
+)
+def test_what_is_no_file_is_not_opened(sshd: Sshd, tmp_path: Path, make: str | None, text: str) -> None:
+    path = tmp_path / "thing"
+    if make is not None:
+        getattr(os, make)(path)
+    refused = call("info", "-f", "raw", sshd.name(path))
+    name = sshd.name(path)
+    assert refused.err == f"vblk: Could not open '{name}': failed to open remote file '{path}': {text}\n"
+
+
+def test_a_server_without_flush_is_written_to_only_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    with Sshd(tmp_path / "ssh", sftp="internal-sftp -P fsync") as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.setenv("SSH_AUTH_SOCK", "")
+        options = f"driver=raw,file.driver=ssh,file.host=127.0.0.1,file.port={server.port}"
+        options += f",file.path={tmp_path}/disk"
+        assert "virtual size: 1 MiB" in good("info", "--image-opts", options)
+        refused = call("io", "--image-opts", options, "-c", "write 0 512")
+        assert "no-flush-guarantee=on" in refused.err
+        good(
+            "io",
+            "--image-opts",
+            f"{options},file.no-flush-guarantee=on",
+            "-c",
+            "write -P 7 0 512",
+            "-c",
+            "flush",
+        )
+    assert (tmp_path / "disk").read_bytes()[:513] == b"\7" * 512 + b"\0"
+
+
+def test_a_killed_server_fails_what_is_in_flight_and_what_comes_later(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(64 * MIB))
+
+    async def scenario() -> None:
+        async with Graph() as graph:
+            node = await opened(graph, sshd.name(tmp_path / "disk"))
+            await node.write(0, b"\1" * 4096)
+            await node.flush()
+            reads = [asyncio.ensure_future(node.read(0, 32 * MIB)) for _ in range(4)]
+            await asyncio.sleep(0)
+            await asyncio.to_thread(sshd.kill)
+            for error in await asyncio.gather(*reads, return_exceptions=True):
+                assert isinstance(error, BlockError)
+                assert f"the connection to '127.0.0.1:{sshd.port}' is lost" in str(error)
+            with pytest.raises(BlockError, match="is lost"):
+                await node.write(0, b"x")
+            with pytest.raises(BlockError, match="is lost"):
+                await node.flush()
+
+    asyncio.run(scenario())
+    assert (tmp_path / "disk").read_bytes()[:4097] == b"\1" * 4096 + b"\0"
