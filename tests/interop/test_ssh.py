@@ -3,12 +3,14 @@
 import asyncio
 import os
 import subprocess
+import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.support import odd_sftp
 from tests.support.command_line import call, good
 from tests.support.nodes import content_of, run
 from tests.support.sshd import Sshd
@@ -217,3 +219,35 @@ def test_a_killed_server_fails_what_is_in_flight_and_what_comes_later(sshd: Sshd
 
     asyncio.run(scenario())
     assert (tmp_path / "disk").read_bytes()[:4097] == b"\1" * 4096 + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        ("plain", None),
+        ("short", None),
+        ("long", "the server sent more than it was asked for"),
+        ("cut", "breaks the protocol"),
+        ("unknown", "breaks the protocol"),
+        ("other", "breaks the protocol"),
+        ("end", "the file is shorter than it was"),
+        ("gone", "is lost"),
+    ],
+)
+def test_a_server_that_answers_oddly_gets_an_error_and_no_byte_is_invented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, text: str | None
+) -> None:
+    with Sshd(tmp_path / "ssh", sftp=f"{sys.executable} {odd_sftp.__file__} {way}") as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.setenv("SSH_AUTH_SOCK", "")
+
+        async def scenario() -> bytes:
+            async with Graph() as graph:
+                node = await opened(graph, server.name(tmp_path / "any"), read_only=True)
+                return await node.read(0, node.size)
+
+        if text is None:
+            assert asyncio.run(scenario()) == odd_sftp.CONTENT
+        else:
+            with pytest.raises(BlockError, match=text):
+                asyncio.run(scenario())

@@ -131,7 +131,7 @@ async def connect(options: Options) -> Session:
         raise not_connected(address, error) from error
     try:
         files = await connection.start_sftp_client()
-    except (asyncssh.Error, OSError) as error:
+    except (asyncssh.Error, OSError, ValueError) as error:
         connection.abort()
         raise PeerError(f"the server at '{address}' offers no SFTP: {error}") from error
     except BaseException:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import asyncssh
 
-from vblk.errors import BlockError, NoSpace, OutOfRange, StorageError, Unsupported
+from vblk.errors import BlockError, NoSpace, OutOfRange, PeerError, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode
@@ -43,6 +43,9 @@ _READ: Final = 1
 _WRITE: Final = 2
 _CREATE: Final = 8
 """How a file is opened, as SFTP numbers it."""
+
+FAILURES: Final = (asyncssh.Error, OSError, ValueError)
+"""What the library raises for a request: a refusal, a lost connection, an answer that cannot be read."""
 
 T = TypeVar("T")
 
@@ -239,7 +242,7 @@ class SshNode(Leaf):
             before, self._file = self._file, before
             raise
         finally:
-            with suppress(asyncssh.Error, OSError):
+            with suppress(*FAILURES):
                 await before.close()
         self.read_only = read_only
 
@@ -273,7 +276,7 @@ class SshNode(Leaf):
             if self._dirty and not self._flusher.failed:
                 await self.flush()
             await self._flusher.drain()
-            with suppress(asyncssh.Error, OSError):
+            with suppress(*FAILURES):
                 await self._file.close()
         finally:
             await self._session.close()
@@ -283,12 +286,13 @@ class SshNode(Leaf):
 
         Raises:
             StorageError: The server refused, or the connection broke.
+            PeerError: The answer is none.
             NoSpace: Its storage is full.
             Unsupported: It cannot do this.
         """
         try:
             return await answer
-        except (asyncssh.Error, OSError) as error:
+        except FAILURES as error:
             failure = refusal(error, self._session, self.filename)
             failure.operation, failure.offset = operation, offset
             raise failure from error
@@ -302,8 +306,11 @@ _NUMBERS: Final = (
 )
 
 
-def refusal(error: asyncssh.Error | OSError, session: Session, filename: str | None) -> BlockError:
-    """Return what the failure of a request means."""
+def refusal(error: Exception, session: Session, filename: str | None) -> BlockError:
+    """Return what the failure of a request means, and give up a connection that speaks no SFTP."""
+    if isinstance(error, ValueError | asyncssh.SFTPBadMessage):
+        session.connection.abort()
+        return PeerError(f"the server at '{session.address}' breaks the protocol: {error}", filename=filename)
     if isinstance(error, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded):
         return NoSpace("No space left on device", filename=filename)
     if isinstance(error, asyncssh.SFTPOpUnsupported):
@@ -328,7 +335,7 @@ async def open_file(
     flags = _READ | (0 if read_only else _WRITE) | (_CREATE if create else 0)
     try:
         return await session.files.open(path, flags, encoding=None, block_size=0)
-    except (asyncssh.Error, OSError) as error:
+    except FAILURES as error:
         failure = refusal(error, session, None)
         failure.message = f"failed to open remote file '{path}': {failure.message}"
         raise failure from error
@@ -342,8 +349,10 @@ async def check_regular(session: Session, path: str) -> None:
     """
     try:
         mode = (await session.files.stat(path)).permissions
-    except asyncssh.SFTPError:
+    except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPPermissionDenied):
         return
+    except FAILURES as error:
+        raise refusal(error, session, None) from error
     if mode is not None and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         number, kind = (
             (errno.EISDIR, "a directory") if stat.S_ISDIR(mode) else (errno.EINVAL, "no regular file")
@@ -359,7 +368,7 @@ async def length_of(session: Session, file: asyncssh.SFTPClientFile) -> int:
     """
     try:
         size = (await file.stat()).size
-    except (asyncssh.Error, OSError) as error:
+    except FAILURES as error:
         raise refusal(error, session, None) from error
     if size is None or size > OFFSET_MAX:
         raise StorageError(errno.EIO, "the server does not say how long the file is")
