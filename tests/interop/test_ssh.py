@@ -12,9 +12,10 @@ import pytest
 
 from tests.support import odd_sftp
 from tests.support.command_line import call, good
+from tests.support.filesystems import mounted, needs_root
 from tests.support.nodes import content_of, run
 from tests.support.sshd import Sshd
-from vblk.errors import BlockError, Unsupported
+from vblk.errors import BlockError, NoSpace, ReadOnly, Unsupported
 from vblk.graph.edge import READING, WRITING
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
@@ -251,3 +252,38 @@ def test_a_server_that_answers_oddly_gets_an_error_and_no_byte_is_invented(
         else:
             with pytest.raises(BlockError, match=text):
                 asyncio.run(scenario())
+
+
+@needs_root
+def test_a_full_disk_over_there_is_called_so_and_writing_goes_on_when_there_is_room(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    async def scenario(path: Path) -> None:
+        async with Graph() as graph:
+            node = await opened(graph, sshd.name(path))
+            with pytest.raises(NoSpace):
+                await node.write(0, b"\1" * 2 * MIB)
+            await node.resize(0)
+            await node.write(0, b"\2" * 4096)
+            await node.flush()
+
+    with mounted("tmpfs", MIB, tmp_path) as place:
+        (place / "disk").touch()
+        asyncio.run(scenario(place / "disk"))
+        assert (place / "disk").read_bytes() == b"\2" * 4096
+
+
+def test_a_remote_file_becomes_writable_while_it_is_in_use(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+
+    async def scenario() -> None:
+        async with Graph() as graph:
+            node = await opened(graph, sshd.name(tmp_path / "disk"), read_only=True)
+            await node.reopen(read_only=False)
+            await node.write(5, b"x", fua=True)
+            await node.reopen(read_only=True)
+            with pytest.raises(ReadOnly):
+                await node.write(5, b"y")
+
+    asyncio.run(scenario())
+    assert (tmp_path / "disk").read_bytes()[4:7] == b"\0x\0"

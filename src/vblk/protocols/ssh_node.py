@@ -294,8 +294,17 @@ class SshNode(Leaf):
             return await answer
         except FAILURES as error:
             failure = refusal(error, self._session, self.filename)
+            if operation == "write" and isinstance(error, asyncssh.SFTPFailure) and await self._is_full():
+                failure = NoSpace("No space left on device", filename=self.filename)
             failure.operation, failure.offset = operation, offset
             raise failure from error
+
+    async def _is_full(self) -> bool:
+        """Ask for the file system's space after a failure, for which SFTP has but one word."""
+        try:
+            return not (await self._session.files.statvfs(self._options.path)).bavail
+        except FAILURES:
+            return False
 
 
 _NUMBERS: Final = (
