@@ -25,7 +25,7 @@ from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import WRITING, Role
 from vblk.graph.edges import reachable
 from vblk.graph.handle import Handle
-from vblk.graph.node import Node
+from vblk.graph.node import Filter, Node
 from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
@@ -112,7 +112,7 @@ class LiveGraph(RuleBasedStateMachine):
     def path(self) -> list[Node]:
         """Return the nodes that every request passes, down to the image that is written."""
         path = [self.handles[0].node]
-        while (below := path[-1].child(Role.FILTERED)) is not None:
+        while isinstance(path[-1], Filter) and (below := path[-1].child(Role.FILTERED)) is not None:
             path.append(below)
         return path
 
