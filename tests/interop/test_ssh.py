@@ -137,6 +137,27 @@ def test_the_agent_is_asked_for_keys(sshd: Sshd, tmp_path: Path, monkeypatch: py
         agent.terminate()
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("Port x", "Invalid Port integer value: x"),
+        ("ProxyJump 127.0.0.1", "leads in a circle"),
+        ("IdentityFile /missing", "cannot be used: /missing: No such file or directory"),
+        ("IdentityFile ~/encrypted", "failed to authenticate"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_told_and_nothing_is_asked_for(
+    sshd: Sshd, tmp_path: Path, line: str, text: str
+) -> None:
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(sshd.home / "encrypted")]
+    subprocess.run(words, check=True)
+    (sshd.home / ".ssh" / "config").write_text(f"Host *\n  {line}\n")
+    refused = call("info", "-f", "raw", sshd.name(tmp_path / "disk"))
+    assert refused.status == 1
+    assert text in refused.err
+    assert refused.err.count("\n") == 1
+
+
 def _hash(sshd: Sshd, kind: str) -> str:
     words = ["ssh-keygen", "-l", "-E", kind, "-f", str(sshd.folder / "host.pub")]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[1]

@@ -125,10 +125,13 @@ async def connect(options: Options) -> Session:
         ) from error
     except (asyncssh.DisconnectError, asyncssh.ChannelOpenError) as error:
         raise PeerError(f"no SSH session with '{address}': {error.reason}") from error
-    except (asyncssh.KeyImportError, asyncssh.ConfigParseError) as error:
-        raise StorageError(errno.EINVAL, f"the configuration of ssh cannot be used: {error}") from error
+    except RecursionError as error:
+        raise StorageError(errno.ELOOP, "~/.ssh/config leads in a circle (ProxyJump)") from error
     except (OSError, ValueError) as error:
-        raise not_connected(address, error) from error
+        if (isinstance(error, OSError) and error.filename is None) or isinstance(error, UnicodeError):
+            raise not_connected(address, error) from error
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise StorageError(errno.EINVAL, f"the configuration of ssh cannot be used: {text}") from error
     try:
         files = await connection.start_sftp_client()
     except (asyncssh.Error, OSError, ValueError) as error:
