@@ -185,8 +185,8 @@ def cuts_before_it_says_so(patch: pytest.MonkeyPatch) -> None:
 
     async def early(self: Any, length: int) -> None:
         await self.checkpoint()
-        await self._file.resize(length)
-        await self._file.flush()
+        await self.file.resize(length)
+        await self.file.flush()
         await shorten(self, length)
 
     patch.setattr(WriteSession, "shorten", early)

@@ -118,7 +118,7 @@ def promises_a_length_early(patch: pytest.MonkeyPatch) -> None:
     """Log that the file is durably as long as it was just made."""
 
     def lengths(self: Any) -> Lengths:
-        size = align_up(self._file.size, MIB)
+        size = align_up(self.file.size, MIB)
         return Lengths(size, size)
 
     patch.setattr(Session, "_lengths", lengths)
