@@ -419,14 +419,13 @@ class Soak:
         await client.wait()
         self.account.clients_killed += 1
         for path, words in ((self.daemon.nbd, b"\0" * 100), (self.daemon.monitor, b"{]nonsense" * 50)):
-            bad = socket.socket(socket.AF_UNIX)
-            bad.connect(str(path))
-            bad.send(words)
-            bad.close()
+            with socket.socket(socket.AF_UNIX) as bad:
+                bad.connect(str(path))
+                bad.send(words)
         if len(self._half_open) < 5:
             half = socket.socket(socket.AF_UNIX)
-            half.connect(str(self.daemon.nbd))
             self._half_open.append(half)
+            half.connect(str(self.daemon.nbd))
 
     async def _compare(self, subject: Subject) -> None:
         """Flush, then compare the whole disk; forget what it held before."""
