@@ -94,7 +94,7 @@ class BlockJob(Job):
             "len": self.total,
             "offset": self.current,
             "status": self.status.value,
-            "paused": self.user_paused,
+            "paused": self.paused,
             "speed": self.speed,
             "ready": self.status in (Status.READY, Status.STANDBY),
             "type": self.type,

@@ -39,6 +39,18 @@ class Life(TypedDict, total=False):
     transaction: "Transaction | None"
 
 
+async def woken(event: asyncio.Event, pause: Coroutine[Any, Any, None]) -> bool:
+    """Wait for the end of a pause, or for an event; tell whether the event came first."""
+    waking = asyncio.ensure_future(event.wait())
+    pausing = asyncio.ensure_future(pause)
+    try:
+        await asyncio.wait((waking, pausing), return_when=asyncio.FIRST_COMPLETED)
+        return not pausing.done()
+    finally:
+        waking.cancel()
+        pausing.cancel()
+
+
 CANCELLED: Final = "Operation canceled"
 
 
@@ -94,7 +106,7 @@ class Steps:
         """Make ready what `commit` publishes; the last step that may fail."""
 
     async def commit(self) -> None:
-        """Publish the result."""
+        """Publish the result; what fails here is told, and nothing of other jobs is taken back for it."""
 
     async def abort(self) -> None:
         """Take back what was done."""
@@ -129,7 +141,6 @@ class Job(Steps, ABC):
         self.current: int = 0
         self.total: int = 0
         self.error: str | None = None
-        self.user_paused = False
         self.cancelled = False
         self.auto_finalize = life.get("auto_finalize", True)
         self.auto_dismiss = life.get("auto_dismiss", True)
@@ -139,7 +150,7 @@ class Job(Steps, ABC):
         self._transaction = life.get("transaction") or Transaction()
         self._transaction.jobs.append(self)
         self._limit: RateLimit | None = None
-        self._slower = asyncio.Event()
+        self._speed_changed = asyncio.Event()
         self._go = asyncio.Event()
         self._go.set()
         self._ended = asyncio.Event()
@@ -175,10 +186,9 @@ class Job(Steps, ABC):
             JobError: Not in this state, or paused already.
         """
         require_accepted(self.id, self.status, Verb.PAUSE)
-        if self.user_paused:
+        if self.paused:
             raise JobError("Job is already paused")
-        self.user_paused = True
-        self._go.clear()
+        self.hold()
 
     def resume(self) -> None:
         """Go on after a pause.
@@ -187,9 +197,8 @@ class Job(Steps, ABC):
             JobError: Not in this state, or not paused.
         """
         require_accepted(self.id, self.status, Verb.RESUME)
-        if not self.user_paused:
+        if not self.paused:
             raise JobError("Can't resume a job that was not paused")
-        self.user_paused = False
         self.resumed()
         self._go.set()
 
@@ -200,7 +209,7 @@ class Job(Steps, ABC):
             JobError: Not in this state.
         """
         require_accepted(self.id, self.status, Verb.CANCEL)
-        if self.user_paused and not force:
+        if self.paused and not force:
             raise JobError(f"The block job for device '{self.id}' is currently paused")
         if self.ends_by_itself(force=force):
             return
@@ -211,7 +220,6 @@ class Job(Steps, ABC):
         if self.status in (Status.ABORTING, Status.CONCLUDED, Status.NULL):
             return
         self.cancelled = True
-        self.user_paused = False
         self._go.set()
         if self._effort is not None:
             self._effort.cancel()
@@ -257,30 +265,22 @@ class Job(Steps, ABC):
             raise JobError("Invalid parameter 'speed'")
         self.speed = speed
         self._limit = RateLimit(speed, self.clock) if speed else None
-        self._slower.set()
-        self._slower = asyncio.Event()
+        self._speed_changed.set()
+        self._speed_changed = asyncio.Event()
 
     async def pace(self, length: int) -> None:
         """Wait until `length` bytes may be moved, as fast as the speed of that moment allows."""
-        while self._limit is not None:
-            changed = asyncio.ensure_future(self._slower.wait())
-            paid = asyncio.ensure_future(self._limit.take(length))
-            try:
-                await asyncio.wait((changed, paid), return_when=asyncio.FIRST_COMPLETED)
-                if paid.done():
-                    return
-            finally:
-                changed.cancel()
-                paid.cancel()
+        while self._limit is not None and await woken(self._speed_changed, self._limit.take(length)):
+            pass
 
     @property
-    def goes_on(self) -> bool:
-        """Whether nobody wants the job to pause."""
-        return self._go.is_set()
+    def paused(self) -> bool:
+        """Whether the job is to pause, or does, until the user resumes it."""
+        return not self._go.is_set()
 
     async def pause_point(self) -> None:
         """Stay here while the job is paused."""
-        if self._go.is_set():
+        if not self.paused:
             return
         before = self.status
         self._to(Status.STANDBY if before is Status.READY else Status.PAUSED)
@@ -290,8 +290,7 @@ class Job(Steps, ABC):
             self._to(before)
 
     def hold(self) -> None:
-        """Pause by the job's own will; the user resumes it."""
-        self.user_paused = True
+        """Pause at the next pause point; the user resumes it."""
         self._go.clear()
 
     def _to(self, status: Status) -> None:

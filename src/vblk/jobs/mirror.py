@@ -29,7 +29,7 @@ from vblk.graph.plane import Mover
 from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import BlockJob, OnError
-from vblk.jobs.job import Life
+from vblk.jobs.job import Life, woken
 from vblk.jobs.states import Status, Verb, require_accepted
 from vblk.jobs.walk import walk
 from vblk.runtime.range_lock import RangeLock
@@ -133,6 +133,8 @@ class MirrorJob(BlockJob):
         self._deadline: float | None = None
         self._held = False
         """Whether the users wait, and the job's own requests with them: it goes past the handles then."""
+        self._stumbled = False
+        """Whether something failed since the last rest."""
         self._drain = AsyncExitStack()
         self._name = f"#mirror of {id}"
         self._virgin = DirtyBitmap("virgin", source.size, self._granularity)
@@ -185,6 +187,7 @@ class MirrorJob(BlockJob):
                 self.became_ready()
             else:
                 await self._let_users_go_on()
+                await self._recover()
 
     async def _mark_what_is_there(self, bitmap: DirtyBitmap) -> None:
         source = self._source
@@ -202,13 +205,13 @@ class MirrorJob(BlockJob):
         await self.pause_point()
         self._kicked.clear()
         if self._ending is None:
-            nap = asyncio.ensure_future(self.clock.sleep(PAUSE))
-            kick = asyncio.ensure_future(self._kicked.wait())
-            try:
-                await asyncio.wait((nap, kick), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                nap.cancel()
-                kick.cancel()
+            await woken(self._kicked, self.clock.sleep(PAUSE))
+
+    async def _recover(self) -> None:
+        """After failures that are to be ignored: what failed is tried again, but not at once."""
+        if self._stumbled:
+            self._stumbled = False
+            await self.clock.sleep(PAUSE)
 
     async def _catch_up(self, bitmap: DirtyBitmap) -> None:
         """Copy what is marked until nothing is, or so little that the users may wait for it.
@@ -224,6 +227,7 @@ class MirrorJob(BlockJob):
             before = left
             await self._sweep(bitmap)
             await self.pause_point()
+            await self._recover()
 
     async def _is_in_step(self, bitmap: DirtyBitmap) -> bool:
         """Hold the users back, copy the rest, and tell whether both are the same, durably."""
@@ -253,7 +257,7 @@ class MirrorJob(BlockJob):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _copy_pieces(self, bitmap: DirtyBitmap) -> None:
-        while self.goes_on and (piece := self._next(bitmap)) is not None:
+        while not self.paused and (piece := self._next(bitmap)) is not None:
             offset, length = piece
             self._flying += length
             try:
@@ -291,8 +295,10 @@ class MirrorJob(BlockJob):
                     await self._copy_span(span)
         except BlockError as error:
             bitmap.set(offset, length)
+            # The kernel copies both sides in one call, so the file says whose failure it was.
             reading = error.filename in {node.filename for node in reachable(self._source.node)}
             policy = self._plan.on_source_error if reading else self._plan.on_target_error
+            self._stumbled = True
             self.failed(error, policy, reading=reading)
         else:
             self.current += length

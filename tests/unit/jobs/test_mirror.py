@@ -21,7 +21,7 @@ from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import OnError
 from vblk.jobs.job import Job
-from vblk.jobs.mirror import MirrorJob, Plan, Sync
+from vblk.jobs.mirror import PAUSE, MirrorJob, Plan, Sync
 from vblk.jobs.states import Status
 from vblk.opening import open_image
 from vblk.units import KIB, MIB
@@ -236,9 +236,9 @@ def test_sync_top_leaves_the_backing_out(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-async def failing(graph: Graph, path: Path, iotype: str, error_number: int) -> Node:
-    """Open a raw image whose first read or write fails."""
-    rule = {"event": "none", "iotype": iotype, "errno": error_number, "once": True}
+async def failing(graph: Graph, path: Path, iotype: str, error_number: int, *, once: bool = True) -> Node:
+    """Open a raw image whose first read or write fails, or all of them."""
+    rule = {"event": "none", "iotype": iotype, "errno": error_number, "once": once}
     file = {"driver": "blkdebug", "image": {"driver": "file", "filename": str(path)}, "inject-error": [rule]}
     handle = await open_image(graph, "json:" + json.dumps({"driver": "raw", "file": file}), read_only=False)
     graph.keep(handle.node)
@@ -280,6 +280,32 @@ def test_a_failure_that_is_reported_ends_the_job_and_leaves_the_guest(tmp_path: 
         assert "Input/output error" in job.error
         assert room.guest.node is room.source
         assert room.source.bitmaps == {}
+
+    (tmp_path / "third").write_bytes(bytes(SIZE))
+    in_lab(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("converge", [None, 0.0])
+def test_a_failure_that_is_ignored_is_met_again_after_a_rest_and_holds_nobody(
+    tmp_path: Path, converge: float | None
+) -> None:
+    async def scenario(room: Lab) -> None:
+        clock = ManualClock()
+        node = await failing(room.graph, tmp_path / "third", "write", errno.EIO, once=False)
+        room.target = node
+        plan = Plan(granularity=64 * KIB, on_target_error=OnError.IGNORE, converge=converge)
+        job = room.mirror(plan, clock=clock)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while PAUSE not in clock.slept:
+                await room.write(0, b"the guest goes on")
+        failures = room.told.count("BLOCK_JOB_ERROR")
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert room.told.count("BLOCK_JOB_ERROR") == failures, "it does not wait"
+        job.cancel(force=True)
+        await job.ended()
 
     (tmp_path / "third").write_bytes(bytes(SIZE))
     in_lab(tmp_path, scenario)
