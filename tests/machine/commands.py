@@ -1,20 +1,16 @@
 """The commands of a machine's QMP monitor that the storage daemon has not.
 
-Owns: how drives are shown, and `eject`.
+Owns: how drives are shown, `eject`, the threads that exports may name, and a machine's end.
 """
 
-import hashlib
-import sys
 from typing import Any
 
 from tests.machine.drives import Drive
 from tests.machine.machine import Machine
-from vblk.graph.recording import find_bitmap
 from vblk.graph.statistics import Statistics, block_stats
 from vblk.monitor.commands import daemon_commands, exports
 from vblk.monitor.commands.nodes import describe_node
-from vblk.monitor.human import HumanMonitor
-from vblk.monitor.schema import FuseExportOptions, HumanLine, NbdExportOptions, Object
+from vblk.monitor.schema import FuseExportOptions, NbdExportOptions, Object
 from vblk.monitor.table import CommandTable
 from vblk.wire.qmp import ErrorClass, QmpError
 
@@ -50,32 +46,6 @@ async def block_export_add(machine: Machine, arguments: NbdExport | FuseExportOp
     if isinstance(arguments, NbdExport) and arguments.iothread not in (None, *machine.iothreads):
         raise QmpError(f'iothread "{arguments.iothread}" not found')
     await exports.block_export_add(machine, arguments)
-
-
-class BitmapName(Object):
-    """Which bitmap of which drive."""
-
-    node: str
-    name: str
-
-
-@TABLE.command("x-debug-block-dirty-bitmap-sha256")
-async def hash_bitmap(machine: Machine, arguments: BitmapName) -> dict[str, str]:
-    """Return a number that two bitmaps with the same marks have in common."""
-    node = machine.find_either(arguments.node)
-    ranges = list(find_bitmap(node, arguments.name).ranges(0, node.size))
-    return {"sha256": hashlib.sha256(repr(ranges).encode()).hexdigest()}
-
-
-@TABLE.command("human-monitor-command")
-async def human_monitor_command(machine: Machine, arguments: HumanLine) -> str:
-    """Carry out a line of the human monitor; what its `qemu-io` prints goes to standard output."""
-    return await HumanMonitor(machine, io_output=_print).execute(arguments.command_line)
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 @TABLE.command("quit")

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vblk.errors import OptionError
 from vblk.exports.export import Export
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
@@ -16,13 +17,12 @@ from vblk.options import NodeOptions, from_mapping, parse_filename
 from vblk.options.keyval import split_pairs
 
 _OF_THE_DRIVE: Final = frozenset("if id media aio werror rerror index bus unit serial snapshot".split())
-_CACHES: Final = {
+_CACHES: Final[dict[str, dict[str, str]]] = {
     "writeback": {},
     "none": {"cache.direct": "on"},
     "unsafe": {"cache.no-flush": "on"},
-    "directsync": {"cache.direct": "on"},
-    "writethrough": {},
 }
+"""What a cache mode says of the node; those that write through concern the guest's device."""
 
 
 @dataclass(eq=False)
@@ -48,7 +48,8 @@ class DriveOptions:
     interface: str
     name: str
     node: NodeOptions | None
-    cdrom: bool = False
+    snapshot: bool = False
+    """Whether the medium stays as it is: what is written goes elsewhere."""
 
 
 class Names:
@@ -81,6 +82,8 @@ def read_drive(text: str, names: Names) -> DriveOptions:
         elif pair.name == "format":
             node["driver"] = pair.value
         elif pair.name == "cache":
+            if pair.value not in _CACHES:
+                raise OptionError(f"the machine of these tests has no cache mode '{pair.value}'")
             node.update(_CACHES[pair.value])
         elif pair.name == "readonly":
             node["read-only"] = pair.value
@@ -92,8 +95,7 @@ def read_drive(text: str, names: Names) -> DriveOptions:
         return DriveOptions(interface, name, None)
     if own.get("media") == "cdrom":
         node.setdefault("read-only", "on")
-    options = with_file(node, file)
-    return DriveOptions(interface, name, options, own.get("media") == "cdrom")
+    return DriveOptions(interface, name, with_file(node, file), own.get("snapshot") == "on")
 
 
 def with_file(node: dict[str, Any], file: str | None) -> NodeOptions:

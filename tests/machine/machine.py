@@ -11,7 +11,8 @@ from typing import Any
 
 from tests.machine.drives import Drive, DriveOptions, exports_of
 from vblk.errors import GraphError
-from vblk.graph.edge import READING, WRITING, Permission
+from vblk.graph.edge import READING, WRITING, Access, Permission
+from vblk.graph.edges import Rewiring
 from vblk.graph.node import Node
 from vblk.monitor.commands.surgery import blockdev_snapshot_sync
 from vblk.monitor.daemon import Daemon
@@ -32,7 +33,6 @@ class Machine(Daemon):
         self.io_output = _say
         self.drives: dict[str, Drive] = {}
         self.iothreads: set[str] = set()
-        self._unnamed = 0
         self._above: TemporaryDirectory[str] | None = None
         """Where what is written to drives goes that stay as they are."""
 
@@ -50,55 +50,49 @@ class Machine(Daemon):
         return self.find_device(name, None) if name in self.drives else super().find_either(name)
 
     async def add_drive(self, options: DriveOptions, *, snapshot: bool = False) -> None:
-        """Open the medium of a drive, and put it in; with `snapshot` it stays as it is."""
+        """Open the medium of a drive, and put it in; with `snapshot` every medium stays as it is."""
         handle = None
         if options.node is not None:
-            node = await self.add_node(options.node)
+            node = await self.open_node(options.node)
             handle = self.graph.hold(node, f"drive '{options.name}'", Permission.NONE)
-            self.disown(node)
-        path = ""
+            if snapshot or options.snapshot:
+                await self._put_overlay(node)
+        drive = Drive(options.name, handle, removable=options.interface != "virtio")
         if options.interface == "virtio":
-            path = f"/machine/peripheral-anon/device[{len(self.drives)}]/virtio-backend"
-            self._use(handle)
-        if snapshot and handle is not None:
-            self._above = self._above or TemporaryDirectory(prefix="machine-")
-            file = f"{self._above.name}/{len(self.drives)}"
-            await blockdev_snapshot_sync(
-                self,
-                SnapshotSync(
-                    node_name=handle.node.name,
-                    snapshot_file=file,
-                    snapshot_node_name=f"above{len(self.drives)}",
-                ),
-            )
-        self.drives[options.name] = Drive(options.name, handle, path, options.interface != "virtio")
+            self._give(drive, f"/machine/peripheral-anon/device[{len(self.drives)}]/virtio-backend")
+        self.drives[options.name] = drive
 
-    def disown(self, node: Node) -> None:
-        """Let a node live only as long as the drive that it is in."""
-        self.graph._kept.discard(node)
+    async def _put_overlay(self, node: Node) -> None:
+        """Put an image on a node that is forgotten with the machine."""
+        self._above = self._above or TemporaryDirectory(prefix="machine-")
+        name = f"above{len(self.drives)}"
+        await blockdev_snapshot_sync(
+            self,
+            SnapshotSync(
+                node_name=node.name, snapshot_file=f"{self._above.name}/{name}", snapshot_node_name=name
+            ),
+        )
 
-    def _use(self, handle: Any) -> None:
-        """Let the guest's device have what it needs of its drive."""
-        if handle is not None:
-            edge = handle.edge
-            edge.permissions = READING if handle.node.read_only else WRITING
+    def _give(self, drive: Drive, path: str) -> None:
+        """Let the guest's device at `path` have a drive, and do with it what devices do."""
+        drive.path = path
+        if drive.handle is not None:
+            edge = drive.handle.edge
+            permissions = READING if edge.node.read_only else WRITING
+            self.graph.rewire(Rewiring(access={edge: Access(permissions, edge.shared)}))
 
     async def add_device(self, options: Mapping[str, str]) -> None:
         """Give a guest's device the drive, or the node, that it names."""
-        drive = options.get("drive")
-        if drive is None:
+        name = options.get("drive")
+        if name is None:
             return
         id = options.get("id")
         path = f"/machine/peripheral/{id}/virtio-backend" if id else "/machine/peripheral-anon/device[0]"
-        if drive in self.drives:
-            self.drives[drive].path = path
-            self._use(self.drives[drive].handle)
-            return
-        node = self.find_device(None, drive)
-        permissions = READING if node.read_only else WRITING
-        handle = self.graph.hold(node, f"device '{id or drive}'", permissions)
-        self._unnamed += 1
-        self.drives[f"device {self._unnamed}"] = Drive("", handle, path, False)
+        drive = self.drives.get(name)
+        if drive is None:
+            handle = self.graph.hold(self.find_device(None, name), f"device '{id or name}'", Permission.NONE)
+            drive = self.drives[f"device of {name}"] = Drive("", handle, removable=False)
+        self._give(drive, path)
 
     async def eject(self, drive: Drive) -> None:
         """Take the medium out; what was exported of it ends."""
