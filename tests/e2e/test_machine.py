@@ -1,4 +1,4 @@
-"""The machine by name only that QEMU's block tests are given: its drives, what is written to them, its end."""
+"""The machine by name only that QEMU's block tests get: its drives, what is written to them, its end."""
 
 import subprocess
 import sys

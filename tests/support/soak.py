@@ -11,13 +11,9 @@ then memory and descriptors are counted.
 
 import argparse
 import asyncio
-import os
-import select
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,9 +23,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from qemu.qmp import ConnectError, QMPClient
+from qemu.qmp import ConnectError, ExecInterruptedError, StateError
 
 from tests.support.command_line import good
+from tests.support.daemon_process import VBLK, DaemonProcess
 from vblk.disk import Disk
 from vblk.disk import open as open_disk
 from vblk.errors import BlockError
@@ -46,7 +43,6 @@ LIFE = 8
 """A daemon lives for so many rounds, unless it is killed."""
 LEAKS = 3
 """The status of a check that found leaked clusters and nothing worse."""
-VBLK = (sys.executable, "-c", "from vblk.cli.main import run; run()")
 
 # QEMU reads the first, and chains of qcow2; VHDX of larger sectors or with parents it does not.
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -56,6 +52,15 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("raw", ()),
 )
 
+FILTERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("copy-on-read", {}),
+    ("delay", {"write-latency-ns": 100_000}),
+)
+"""Filters, and their own options."""
+
+LET_DOWN = (BlockError, ConnectError, ExecInterruptedError, StateError, EOFError, OSError)
+"""What a client meets whose server was killed."""
+
 
 async def carried_out(*command: str | Path, allowed: tuple[int, ...] = (0,)) -> None:
     """Run a command that has to end with one of the statuses that are allowed."""
@@ -63,92 +68,6 @@ async def carried_out(*command: str | Path, allowed: tuple[int, ...] = (0,)) -> 
         *map(str, command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     assert await process.wait() in allowed, command
-
-
-class Daemon:
-    """A `vblk daemon` of its own process, with an NBD server and a monitor on unix sockets."""
-
-    def __init__(self, folder: Path) -> None:
-        self.nbd, self.monitor = folder / "nbd.sock", folder / "qmp.sock"
-        self._pidfile, self._log = folder / "daemon.pid", folder / "daemon.log"
-        self._pid = 0
-        self._process: int | None = None
-        """A descriptor that becomes readable when the process has ended."""
-        self._qmp: QMPClient | None = None
-
-    async def start(self) -> None:
-        """Start it; it is in the background when everything is set up."""
-        for path in (self.nbd, self.monitor, self._pidfile):
-            path.unlink(missing_ok=True)
-        starting = await asyncio.create_subprocess_exec(
-            *VBLK,
-            "daemon",
-            *("--nbd-server", f"addr.type=unix,addr.path={self.nbd},max-connections=0"),
-            *("--chardev", f"socket,id=mon,path={self.monitor},server=on,wait=off"),
-            *("--monitor", "mon"),
-            *("--log", str(self._log)),
-            *("--pidfile", str(self._pidfile), "--daemonize"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        assert await starting.wait() == 0, "the daemon did not start"
-        self._pid = int(self._pidfile.read_text())
-        self._process = os.pidfd_open(self._pid)
-        self._qmp = QMPClient("soak")
-        await self._qmp.connect(str(self.monitor))
-
-    async def ask(self, command: str, **arguments: Any) -> Any:
-        """Carry out a command of the monitor."""
-        assert self._qmp is not None
-        members = {name.replace("_", "-"): each for name, each in arguments.items()}
-        return await self._qmp.execute(command, members)
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None
-
-    def resident(self) -> int:
-        """Return the bytes of memory that are the daemon's own."""
-        for line in Path(f"/proc/{self._pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("no figure of memory")
-
-    def descriptors(self) -> int:
-        """Return how many files the daemon has open."""
-        return len(os.listdir(f"/proc/{self._pid}/fd"))
-
-    def kill(self) -> None:
-        """Kill it with -9."""
-        assert self._process is not None
-        os.kill(self._pid, signal.SIGKILL)
-        assert select.select([self._process], [], [], 60)[0], "the daemon outlived SIGKILL"
-
-    async def forget(self) -> None:
-        """Let go of a daemon that has ended."""
-        assert self._process is not None
-        os.close(self._process)
-        self._process = None
-        if self._qmp is not None:
-            with suppress(Exception):
-                await self._qmp.disconnect()
-            self._qmp = None
-
-    async def quit(self) -> None:
-        """End it by its monitor."""
-        process = self._process
-        assert process is not None
-        with suppress(ConnectError, EOFError):
-            await self.ask("quit")
-        ended: list[Any] = (await asyncio.to_thread(select.select, [process], [], [], 60))[0]
-        assert ended, "the daemon does not end"
-        await self.forget()
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-        if self._process is not None:
-            self.kill()
-            os.close(self._process)
 
 
 class Stripes:
@@ -232,7 +151,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.lot = Random(seed)
-        self.daemon = Daemon(folder)
+        self.daemon = DaemonProcess(folder)
         self.recorder = Recorder()
         self.account = Account()
         self.subjects = [self._made(number, *kind) for number, kind in enumerate(KINDS)]
@@ -404,6 +323,14 @@ class Soak:
         self.account.graph_changes += 1
 
     async def _filter(self, subject: Subject) -> None:
+        """Put a filter between a disk and its clients, and take it out again."""
+        name = f"f{self.recorder.note()}"
+        driver, own = self.lot.choice(FILTERS)
+        await self.daemon.ask("blockdev-add", driver=driver, node_name=name, file=subject.node, **own)
+        await self.daemon.ask("blockdev-insert", node=subject.node, filter=name)
+        await self.daemon.ask("query-named-block-nodes")
+        await self.daemon.ask("blockdev-remove", filter=name)
+        await self.daemon.ask("blockdev-del", node_name=name)
         self.account.graph_changes += 1
 
     async def _victims(self) -> None:
@@ -457,7 +384,7 @@ class Soak:
         self.daemon.kill()
         self.account.kills += 1
         for outcome in await work:
-            if isinstance(outcome, AssertionError):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, LET_DOWN):
                 raise outcome
         self._is_killing = False
         for subject in self.subjects:
