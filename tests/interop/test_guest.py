@@ -62,6 +62,17 @@ def vblk_nbd(folder: Path, image: Path, *, tcp: bool = False) -> Server:
     return Server(folder, *VBLK, "nbd", "-t", "-e", "8", "-f", "vhdx", "--discard=unmap", str(image), tcp=tcp)
 
 
+def vblk_daemon(folder: Path, image: Path) -> Server:
+    """Return the storage daemon with the same, as the export without a name."""
+    node = f"driver=vhdx,node-name=disk,discard=unmap,file.driver=file,file.filename={image}"
+    export = "nbd,id=disk,node-name=disk,name=,writable=on"
+    return Server(
+        folder,
+        *(*VBLK, "daemon", "--blockdev", node),
+        *("--nbd-server", "addr.type=fd,addr.str=3", "--export", export),
+    )
+
+
 def drive(server: Server) -> str:
     return f"driver=nbd,server.type=unix,server.path={server.path},discard=unmap"
 
@@ -112,7 +123,7 @@ def test_a_guest_makes_fills_and_checks_ext4_and_every_reader_agrees(tmp_path: P
     assert_the_files_are_as_the_guest_said(raw, sums)
 
 
-def test_a_killed_server_keeps_what_the_guest_had_synchronised(tmp_path: Path) -> None:
+def test_a_killed_daemon_keeps_what_the_guest_had_synchronised(tmp_path: Path) -> None:
     image, raw = tmp_path / "disk.vhdx", tmp_path / "disk.raw"
     good("create", "-q", "-f", "vhdx", image, SIZE)
 
@@ -123,7 +134,7 @@ def test_a_killed_server_keeps_what_the_guest_had_synchronised(tmp_path: Path) -
             server.kill()
             return sums_of(linux.said("sum:"))
 
-    with vblk_nbd(tmp_path, image) as server:
+    with vblk_daemon(tmp_path, image) as server:
         sums = asyncio.run(scenario(server))
     good("convert", "-O", "raw", image, raw)  # the log is replayed in memory
     good("io", "-f", "vhdx", "-c", "flush", image)  # opened for writing, it is replayed in place
