@@ -210,9 +210,10 @@ class Graph:
 
     @contextmanager
     def pinned(self, node: Node, why: str) -> Generator[None, None, None]:
-        """Let no surgery lead all users of a node elsewhere while the block runs; `why` is told then.
+        """Let no surgery lead all users of a node elsewhere, and no user resize it, while the block runs.
 
-        For whoever counts on seeing every change of the disk at this node.
+        For whoever counts on seeing every change of the disk at this node; `why` is told
+        to those who are refused, as `require_unpinned` has it.
         """
         pin = (node, why)
         self._pins.append(pin)

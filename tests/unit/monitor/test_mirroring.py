@@ -54,6 +54,8 @@ def test_a_disk_is_mirrored_to_a_node_and_its_user_goes_on_there() -> None:
                 each for each in await talk.call("query-named-block-nodes") if each["node-name"] == "disk"
             ]
             assert "dirty-bitmaps" not in node, "the job's own bitmap is nobody's business"
+            busy = "Node 'disk' is busy: block device is in use by block job: mirror"
+            assert await talk.refused("block_resize", node_name="disk", size=2 * SIZE) == busy
             job = talk.daemon.jobs["m"]
             await talk.call("block-job-complete", device="m")
             await job.ended()

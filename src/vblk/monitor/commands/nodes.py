@@ -62,6 +62,7 @@ async def block_resize(daemon: Daemon, arguments: Resize) -> None:
         raise QmpError("Parameter 'size' expects a >0 size")
     if node.read_only:
         raise QmpError("Image is read-only")
+    daemon.graph.require_unpinned(node)
     handle = daemon.graph.hold(node, "a resize", WRITING)
     try:
         await handle.resize(arguments.size)
