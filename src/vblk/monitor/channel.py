@@ -60,7 +60,11 @@ class Channel:
         return os.isatty(self._reading)
 
     async def receive(self) -> bytes:
-        """Return the next bytes; none at all when the client has gone."""
+        """Return the next bytes; none at all when the client has gone.
+
+        Others have their turn first, even where the client never stops sending.
+        """
+        await asyncio.sleep(0)
         while not self.closed:
             try:
                 return self._read()

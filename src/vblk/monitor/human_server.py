@@ -52,9 +52,16 @@ class HumanServer:
         text = line.decode("utf-8", "surrogateescape")
         if self._echo:
             self._say(text + LINE_END)
-        self._say(await self._monitor.execute(text))
+        self._say(await self._answer(text))
         if not self._monitor.daemon.ended.is_set():
             self._channel.send(PROMPT)
+
+    async def _answer(self, text: str) -> str:
+        try:
+            return await self._monitor.execute(text)
+        except Exception as error:
+            self._monitor.daemon.log.defect("the human monitor", error)
+            return f"Error: internal error: {type(error).__name__}{LINE_END}"
 
     def _say(self, text: str) -> None:
         self._channel.send(text.encode("utf-8", "surrogateescape"))

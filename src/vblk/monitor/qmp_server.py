@@ -41,7 +41,6 @@ class QmpServer:
         self._session = QmpSession(daemon.version, pretty=pretty)
         self._client = Client(self._session, channel, commands)
         self._queue: asyncio.Queue[Request] = asyncio.Queue(QUEUE_MAX)
-        self._overtaking: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Greet, and serve until the client goes or is given up.
@@ -56,15 +55,13 @@ class QmpServer:
             await self._queue.join()
         finally:
             self._daemon.listeners.remove(self._tell)
-            tasks = [worker, *self._overtaking]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            worker.cancel()
             self._client.close()
             if self._channel.given_up:
                 self._daemon.log.note(
                     "monitor-client-given-up", "a QMP client took no events; it was cut off"
                 )
+            await asyncio.gather(worker, return_exceptions=True)
 
     def _tell(self, event: str, data: Mapping[str, Any], nanoseconds: int) -> None:
         if self._session.negotiated:
@@ -74,9 +71,7 @@ class QmpServer:
         while data := await self._channel.receive():
             for request in self._session.receive(data):
                 if request.out_of_band:
-                    task = asyncio.create_task(self._serve(request))
-                    self._overtaking.add(task)
-                    task.add_done_callback(self._overtaking.discard)
+                    await self._serve(request)
                 else:
                     await self._queue.put(request)
             if not self._session.out_of_band:

@@ -11,6 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from vblk.graph.registry import Graph
 from vblk.monitor.channel import WAITING_MAX, Channel
 from vblk.monitor.commands import daemon_commands
@@ -135,6 +137,48 @@ def test_a_command_out_of_band_overtakes_one_that_waits() -> None:
     asyncio.run(session())
 
 
+def test_a_command_out_of_band_is_carried_out_though_its_client_says_no_more() -> None:
+    async def session() -> None:
+        async with house() as place:
+            peer = await place.greeted(enable=["oob"])
+            await peer.send('{"exec-oob": "quit", "id": 1}')
+            peer.socket.shutdown(socket.SHUT_WR)
+            assert await peer.message() == {"return": {}, "id": 1}
+            assert place.daemon.ended.is_set()
+
+    asyncio.run(session())
+
+
+@pytest.mark.parametrize("human", [False, True])
+def test_others_have_their_turn_while_a_client_never_stops_sending(human: bool) -> None:
+    async def session() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        others_turn = asyncio.Event()
+        daemon = Daemon(Graph(), Log("daemon", StringIO()))
+
+        class Flood(Channel):
+            """A client whose next bytes are always there, until somebody else was served."""
+
+            def _read(self) -> bytes:
+                return b"" if others_turn.is_set() or next(left, None) is None else b" " * 64
+
+        left = iter(range(100_000))
+        channel = Flood(theirs.fileno(), theirs.fileno(), peer=theirs)
+        server = (
+            HumanServer(HumanMonitor(daemon), channel)
+            if human
+            else QmpServer(daemon, daemon_commands(), channel)
+        )
+        asyncio.get_running_loop().call_later(0, others_turn.set)
+        await server.run()
+        assert next(left, None) is not None, "the other one had to wait until the flood was over"
+        ours.close()
+        await daemon.close()
+
+    asyncio.run(session())
+
+
 def test_events_go_to_everybody_who_has_negotiated() -> None:
     async def session() -> None:
         async with house() as place:
@@ -250,6 +294,19 @@ def test_a_person_gets_a_banner_a_prompt_and_answers() -> None:
             assert b"the line is too long" in await peer.until(b"(qemu) ")
             await peer.send("\n\nquit\n")
             await asyncio.wait_for(place.daemon.ended.wait(), 10)
+
+    asyncio.run(session())
+
+
+def test_a_person_who_hits_a_defect_is_told_so_and_goes_on() -> None:
+    async def session() -> None:
+        async with house() as place:
+            peer = place.connect(human=True)
+            await peer.until(b"(qemu) ")
+            place.daemon.version = {"qemu": {}}
+            await peer.send("info version\n")
+            assert b"Error: internal error: KeyError\r\n(qemu) " in await peer.until(b"(qemu) ")
+            assert "internal error in the human monitor: KeyError: 'major'" in place.said.getvalue()
 
     asyncio.run(session())
 
