@@ -65,7 +65,7 @@ class Transaction:
     def give_up(self) -> None:
         """Cancel what the jobs do; nothing of it is published."""
         for job in self.jobs:
-            job.give_up()
+            job.cancel_work()
         self._finalize.set()
 
     def finalize(self) -> None:
@@ -213,9 +213,13 @@ class Job(Steps, ABC):
             raise JobError(f"The block job for device '{self.id}' is currently paused")
         if self.ends_by_itself(force=force):
             return
-        self._transaction.give_up()
+        self.give_up()
 
     def give_up(self) -> None:
+        """End the job, and those that end with it, without a result, whatever its state."""
+        self._transaction.give_up()
+
+    def cancel_work(self) -> None:
         """Cancel the work at its next await; nothing of it is published."""
         if self.status in (Status.ABORTING, Status.CONCLUDED, Status.NULL):
             return

@@ -4,8 +4,9 @@ Owns: the exports, the NBD server, the jobs and the objects by their ids, and th
 nodes that the monitor keeps alive. No sockets of the monitor: commands are functions
 over a daemon, whoever brings them.
 
-Ordering rule: at the end exports stop first, with what their clients asked for; then
-jobs, then the nodes, parents before children.
+Ordering rule: at the end whatever holds requests back goes first, breakpoints and jobs;
+then the exports stop, with what their clients asked for; then the nodes are closed,
+parents before children.
 """
 
 import asyncio
@@ -180,20 +181,20 @@ class Daemon:
 
     async def close(self) -> None:
         """End everything, cleanly. Each failure is noted, and the rest goes on."""
+        for node in self.graph.nodes():
+            listener = find_listener(node)
+            if listener is not None:
+                listener.resume_all()
+        for job in list(self.jobs.values()):
+            job.give_up()
+            await job.ended()
         if self.nbd_server is not None:
             await self._noted(self.nbd_server.close())
             self.nbd_server = None
         for export in list(self.exports.values()):
             await self._noted(export.stop())
-        for node in self.graph.nodes():
-            listener = find_listener(node)
-            if listener is not None:
-                listener.resume_all()
         if self._running:
             await asyncio.wait(self._running)
-        for job in list(self.jobs.values()):
-            job.give_up()
-            await job.ended()
         await self._noted(self.graph.close())
 
     async def _noted(self, step: Coroutine[Any, Any, None]) -> None:

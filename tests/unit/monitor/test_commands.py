@@ -9,9 +9,11 @@ import pytest
 
 from tests.support.monitor import Monitor, monitor
 from vblk.creating import creator_of
+from vblk.filters.events import Event, find_listener
 from vblk.graph.edge import WRITING
+from vblk.graph.registry import Graph
 from vblk.monitor.blockdev import CHILDREN, drivers, options_of
-from vblk.opening import FILTERS, FORMATS, PROTOCOLS
+from vblk.opening import FILTERS, FORMATS, PROTOCOLS, open_image
 
 
 def files(folder: Path, **lengths: int) -> dict[str, str]:
@@ -123,6 +125,27 @@ def test_exports_end_with_an_event_each() -> None:
                 ("BLOCK_EXPORT_DELETED", {"id": "g"}),
                 ("BLOCK_EXPORT_DELETED", {"id": "e"}),
             ]
+
+    asyncio.run(session())
+
+
+def test_a_daemon_ends_though_a_request_of_a_client_is_stopped_at_a_breakpoint(tmp_path: Path) -> None:
+    path = str(tmp_path / "nbd")
+
+    async def session() -> None:
+        async with monitor() as talk, Graph() as elsewhere:
+            await talk.add("m", "memory", size=1 << 20)
+            await talk.add("n", "blkdebug", image="m")
+            await talk.call("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+            await talk.call("block-export-add", id="e", type="nbd", node_name="n")
+            client = await open_image(elsewhere, f"nbd+unix:///n?socket={path}", format="raw")
+            listener = find_listener(talk.daemon.graph.find("n"))
+            assert listener is not None
+            listener.add_breakpoint(Event.READ_AIO, "A")
+            reading = asyncio.create_task(client.read(0, 512))
+            await listener.wait_stopped("A")
+            await asyncio.wait_for(talk.daemon.close(), 60)
+            assert await reading == bytes(512)
 
     asyncio.run(session())
 

@@ -22,18 +22,27 @@ async def disk(talk: Monitor) -> Handle:
     return guest
 
 
-async def ready(talk: Monitor, id: str) -> None:
-    """Wait until a job is ready."""
+async def told(talk: Monitor, event: str, **data: Any) -> None:
+    """Wait until an event with these data was told."""
+
+    def is_it(name: str, said: Mapping[str, Any]) -> bool:
+        return name == event and data.items() <= said.items()
+
     news = asyncio.Event()
 
-    def told(event: str, data: Mapping[str, Any], _: int) -> None:
-        if event == "BLOCK_JOB_READY":
+    def note(name: str, said: Mapping[str, Any], _: int) -> None:
+        if is_it(name, said):
             news.set()
 
-    talk.daemon.listeners.append(told)
-    if ("BLOCK_JOB_READY", id) not in [(name, data.get("device")) for name, data in talk.events]:
+    talk.daemon.listeners.append(note)
+    if not any(is_it(*each) for each in talk.events):
         await asyncio.wait_for(news.wait(), 60)
-    talk.daemon.listeners.remove(told)
+    talk.daemon.listeners.remove(note)
+
+
+async def ready(talk: Monitor, id: str) -> None:
+    """Wait until a job is ready."""
+    await told(talk, "BLOCK_JOB_READY", device=id)
 
 
 def test_a_disk_is_mirrored_to_a_node_and_its_user_goes_on_there() -> None:
@@ -103,5 +112,28 @@ def test_what_cannot_be_mirrored_is_refused_and_leaves_nothing(tmp_path: Path) -
             assert (talk.daemon.jobs, talk.events) == ({}, [])
             await talk.call("blockdev-del", node_name="target")
             await talk.call("blockdev-del", node_name="small")
+
+    asyncio.run(session())
+
+
+@pytest.mark.parametrize("state", ["ready", "standby", "pending"])
+def test_a_daemon_ends_whatever_its_job_waits_for(state: str) -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            guest = await disk(talk)
+            await talk.add("target", "memory", size=SIZE)
+            mirror = {"job_id": "m", "device": "disk", "target": "target", "sync": "full"}
+            await talk.call("blockdev-mirror", **mirror, auto_finalize=False)
+            await ready(talk, "m")
+            if state == "standby":
+                await talk.call("job-pause", id="m")
+            elif state == "pending":
+                await talk.call("job-complete", id="m")
+            await told(talk, "JOB_STATUS_CHANGE", id="m", status=state)
+            job = talk.daemon.jobs["m"]
+            writing = asyncio.create_task(guest.write(0, b"late"))  # held back while the job is pending
+            await asyncio.wait_for(talk.daemon.close(), 60)
+            await writing
+            assert job.error == "Operation canceled"
 
     asyncio.run(session())
