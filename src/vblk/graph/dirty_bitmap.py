@@ -60,15 +60,21 @@ class DirtyBitmap:
             raise OptionError("Bitmap name too long")
         if granularity < 512 or not is_power_of_two(granularity):
             raise OptionError("Granularity must be power of 2 and at least 512")
-        if size > granularity * UNITS_MAX:
-            raise OptionError(f"A granularity of {granularity} bytes is too small for a disk of {size} bytes")
         self.name = name
         self.granularity = granularity
+        self.require_room(size)
         self.enabled = enabled
         self.busy = False
         self.size = size
         self._shift = granularity.bit_length() - 1
         self._chunks: Chunks = {}
+
+    def require_room(self, size: int) -> None:
+        """Raise OptionError when a disk of `size` bytes would take too much memory."""
+        if size > self.granularity * UNITS_MAX:
+            raise OptionError(
+                f"A granularity of {self.granularity} bytes is too small for a disk of {size} bytes"
+            )
 
     def mark(self, offset: int, length: int) -> None:
         """Note a change, if the bitmap is enabled."""

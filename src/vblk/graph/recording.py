@@ -15,7 +15,7 @@ from typing import ClassVar
 from vblk.errors import GraphError
 from vblk.graph.dirty_bitmap import DirtyBitmap, granularity_for
 from vblk.graph.kinds import Extra, add_extra, remove_extra
-from vblk.graph.node import Buffer, Node, Preallocation, Span
+from vblk.graph.node import Buffer, Leaf, Node, Preallocation, Span
 from vblk.graph.registry import Graph
 
 
@@ -26,14 +26,16 @@ class Recording(Extra):
     recorded: ClassVar[type[Node]]
 
     def try_write(self, offset: int, data: Buffer) -> bool:
-        """Write at once, and mark; after False `write` follows, which marks."""
-        if not self.recorded.try_write(self, offset, data):
-            return False
-        _mark(self, offset, len(data))
-        return True
+        """Write at once, and mark; after False a part may be written."""
+        _require_room(self, offset + len(data))
+        try:
+            return self.recorded.try_write(self, offset, data)
+        finally:
+            _mark(self, offset, len(data))
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write, and mark."""
+        _require_room(self, offset + len(data))
         try:
             await self.recorded.write(self, offset, data, fua=fua)
         finally:
@@ -43,6 +45,7 @@ class Recording(Extra):
         self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
     ) -> None:
         """Write zeros, and mark."""
+        _require_room(self, offset + length)
         try:
             await self.recorded.write_zeroes(
                 self, offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua
@@ -60,26 +63,44 @@ class Recording(Extra):
     @asynccontextmanager
     async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
         """Make room, and mark when the bytes are there."""
+        _require_room(self, offset + length)
         try:
             async with self.recorded.place(self, offset, length) as spans:
                 yield spans
         finally:
             _mark(self, offset, length)
 
+    def written(self, offset: int, length: int) -> None:
+        """Note what arrived through a leaf's descriptor, and mark."""
+        assert isinstance(self, Leaf)
+        assert issubclass(self.recorded, Leaf)
+        self.recorded.written(self, offset, length)
+        _mark(self, offset, length)
+
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
     ) -> None:
         """Resize, and let the bitmaps follow."""
+        _require_room(self, size)
         try:
             await self.recorded.resize(self, size, preallocation=preallocation, exact=exact)
         finally:
-            for bitmap in self.bitmaps.values():
-                bitmap.resize(self.size)
+            _mark(self, 0, 0)
+
+
+def _require_room(node: Node, end: int) -> None:
+    """Raise OptionError before a node grows to where one of its bitmaps cannot follow."""
+    for bitmap in node.bitmaps.values():
+        if end > bitmap.size:
+            bitmap.require_room(end)
 
 
 def _mark(node: Node, offset: int, length: int) -> None:
     """Mark a change; the node may have lost its bitmaps, and its class, while it was made."""
+    size = node.size
     for bitmap in node.bitmaps.values():
+        if bitmap.size != size:  # files grow by writes as well
+            bitmap.resize(size)
         bitmap.mark(offset, length)
 
 

@@ -1,7 +1,8 @@
 """Recording: whatever changes a node marks its bitmaps, and a node without bitmaps is what it was."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,19 @@ import pytest
 from tests.support.nodes import BUILDERS, Bench
 from tests.support.turns import turns
 from tests.support.vhdx_disks import Chain
-from vblk.errors import GraphError, StorageError
+from vblk.errors import GraphError, OptionError, StorageError
+from vblk.extent import Kind
 from vblk.formats.vhdx.create import NewVhdx
-from vblk.graph.dirty_bitmap import DirtyBitmap
+from vblk.graph.dirty_bitmap import UNITS_MAX, DirtyBitmap
 from vblk.graph.edge import WRITING
 from vblk.graph.handle import Handle
-from vblk.graph.node import Buffer, Node
+from vblk.graph.kernel_copy import Means
+from vblk.graph.node import Buffer, Node, Span
+from vblk.graph.plane import Mover
 from vblk.graph.recording import add_bitmap, find_bitmap, put_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
 from vblk.protocols.memory import MemoryNode
-from vblk.testing import FaultPlan, FaultyNode
+from vblk.testing import FaultPlan, FaultyNode, PassingNode
 
 KINDS = ("memory", "file", "file-none", "raw", "raw-probed", "vhdx", "qcow2-overlay", "luks", "copy-on-read")
 UNIT = 4096
@@ -97,14 +101,14 @@ def test_every_change_of_every_kind_of_node_is_marked_and_nothing_else(kind: str
 
 
 class AtOnce(MemoryNode):
-    """Writes without waiting."""
+    """Writes without waiting, and says that it wrote all if that is one byte."""
 
     def try_write(self, offset: int, data: Buffer) -> bool:
         self._store(offset, memoryview(data))
-        return True
+        return len(data) == 1
 
 
-def test_a_write_at_once_is_marked_at_once() -> None:
+def test_a_write_at_once_is_marked_at_once_also_where_it_could_not_write_all() -> None:
     async def build(graph: Graph) -> Node:
         node = AtOnce("memory", size=1 << 20)
         graph.add(node)
@@ -114,6 +118,8 @@ def test_a_write_at_once_is_marked_at_once() -> None:
         bitmap = await add_bitmap(graph, handle.node, "b", granularity=UNIT)
         assert handle.try_write(0, b"x")
         assert dirty(bitmap) == [(0, UNIT)]
+        assert not handle.try_write(2 * UNIT, b"xx")
+        assert dirty(bitmap) == [(0, UNIT), (2 * UNIT, UNIT)]
 
     with_node(build, scenario)
 
@@ -127,6 +133,68 @@ def test_bitmaps_follow_the_size_of_their_node() -> None:
         assert bitmap.size == 1 << 19
 
     with_node(_memory, scenario)
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_bitmaps_follow_a_file_that_grows_by_writes(kind: str, tmp_path: Path) -> None:
+    async def build(graph: Graph) -> Node:
+        return (await BUILDERS[kind](Bench(graph, tmp_path))).node
+
+    async def scenario(graph: Graph, handle: Handle) -> None:
+        node = handle.node
+        bitmap = await add_bitmap(graph, node, "b", granularity=512)
+        before = node.size
+        await node.write(before + 512, b"x")
+        assert bitmap.size == node.size
+        assert dirty(bitmap) == [(before, 513)]
+
+    with_node(build, scenario)
+
+
+def test_a_node_does_not_grow_to_where_its_bitmap_would_take_all_memory() -> None:
+    async def scenario(graph: Graph, handle: Handle) -> None:
+        bitmap = await add_bitmap(graph, handle.node, "b", granularity=512)
+        far = 512 * UNITS_MAX
+        for change in (
+            handle.resize(far + 1),
+            handle.node.write(far, b"x"),
+            handle.node.write_zeroes(far, 1),
+        ):
+            with pytest.raises(OptionError, match="granularity of 512 bytes is too small"):
+                await change
+        with pytest.raises(OptionError, match="granularity of 512 bytes is too small"):
+            handle.node.try_write(far, b"x")
+        assert handle.size == bitmap.size == 1 << 20
+        assert not bitmap.count
+
+    with_node(_memory, scenario)
+
+
+def test_what_the_kernel_copies_to_where_a_format_has_placed_it_is_marked(tmp_path: Path) -> None:
+    class Format(PassingNode):
+        """Places everything one unit further on in its file."""
+
+        @asynccontextmanager
+        async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
+            yield [Span(Kind.DATA, offset, length, self.file, offset + UNIT)]
+
+    async def scenario(graph: Graph) -> None:
+        bench = Bench(graph, tmp_path)
+        files = [
+            await bench.open({"driver": "file", "filename": bench.file(b"x" * 16 * UNIT, name)})
+            for name in "ab"
+        ]
+        bitmap = await add_bitmap(graph, files[1], "b", granularity=UNIT)
+        mover = Mover(graph.engine)
+        await mover.move(Span(Kind.DATA, 0, UNIT, files[0], 0), Format("format", files[1]), 2 * UNIT)
+        assert Means.MEMORY not in mover.moved.by_means
+        assert dirty(bitmap) == [(3 * UNIT, UNIT)]
+
+    async def main() -> None:
+        async with Graph() as graph:
+            await scenario(graph)
+
+    asyncio.run(main())
 
 
 async def _faulty(graph: Graph) -> Node:
