@@ -81,6 +81,7 @@ class ThrottleNode(PassingNode):
         def join() -> None:
             self.group.leave(self._member)
             self.group, self._member = group, group.join()
+            self._member.free = self.hurried  # by a drain that began before, and ends later
 
         return join
 

@@ -106,6 +106,21 @@ def test_a_drain_does_not_wait_for_the_limits_and_heeds_them_afterwards() -> Non
     with_filter(THROTTLE, scenario, bps_total=1)
 
 
+def test_a_node_that_joins_another_group_while_it_is_hurried_heeds_its_limits_afterwards() -> None:
+    async def scenario(graph: Graph, handle: Handle, clock: ManualClock) -> None:
+        node = handle.node
+        assert isinstance(node, ThrottleNode)
+        graph.objects.add("other", ThrottleGroup(clock, ThrottleLimits(bps_total=1)))
+        node.hurry()
+        node.prepare_options(graph.objects, {"throttle-group": "other"})()
+        for _ in range(2):
+            assert handle.try_read(0, 100) is not None
+        node.heed()
+        assert handle.try_read(0, 100) is None
+
+    with_filter(THROTTLE, scenario, bps_total=1)
+
+
 def test_nodes_of_one_group_share_its_limits_and_the_group_is_in_use() -> None:
     async def scenario(graph: Graph, handle: Handle, clock: ManualClock) -> None:
         other = await open_node(
