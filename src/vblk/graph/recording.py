@@ -5,7 +5,8 @@ without bitmaps pays nothing: one with some changes its class (`vblk.graph.kinds
 
 Ordering rule: a mark comes after its change has ended, well or not, and before
 anybody is told that it has; a request that is cancelled is over when its mark is
-set. `place` marks after the bytes and the mapping are there.
+set. `place` marks after the bytes and the mapping are there. There may be a mark
+too many before: a write at once that comes to nothing leaves one.
 """
 
 from collections.abc import AsyncGenerator

@@ -13,7 +13,6 @@ reference, ThrottleLimits.
 """
 
 import asyncio
-import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -108,14 +107,14 @@ class _Bucket:
 
     __slots__ = ("_average", "_burst", "_level", "_pace", "_pace_room", "_room", "_time")
 
-    def __init__(self, average: int, burst: int, seconds: int) -> None:
+    def __init__(self, average: int, burst: int, seconds: int, now: float) -> None:
         self._average = average
         self._burst = burst if seconds > 1 else 0
         self._room = burst * seconds if burst else average * ADVANCE
         self._pace_room = burst * ADVANCE
         self._pace = 0.0
         self._level = 0.0
-        self._time = -math.inf
+        self._time = now
 
     def wait(self, now: float) -> float:
         """Return the seconds until there is room."""
@@ -175,13 +174,14 @@ class ThrottleGroup:
         """
         limits.check()
         self.limits = limits
+        now = self.clock.now()
         reads: list[tuple[_Bucket, bool]] = []
         writes: list[tuple[_Bucket, bool]] = []
         for unit in ("bps", "iops"):
             for kind, sides in (("total", (reads, writes)), ("read", (reads,)), ("write", (writes,))):
                 average, burst, seconds = limits.of(unit, kind)
                 if average:
-                    bucket = _Bucket(average, burst, seconds)
+                    bucket = _Bucket(average, burst, seconds, now)
                     for side in sides:
                         side.append((bucket, unit == "bps"))
         self._buckets = (reads, writes)

@@ -17,11 +17,13 @@ from tests.support.nodes import content_of
 from vblk.errors import GraphError, OptionError, ReadOnly, StorageError
 from vblk.exports.export import Export
 from vblk.exports.fuse import FuseExport
+from vblk.exports.fuse.export import WORKERS
 from vblk.graph.edge import READING, WRITING
 from vblk.graph.registry import Graph
 from vblk.graph.statistics import Operation
 from vblk.opening import open_image
 from vblk.options import from_mapping
+from vblk.protocols.memory import MemoryNode
 from vblk.wire.fuse import Opcode
 
 pytestmark = needs_fuse
@@ -263,6 +265,37 @@ def test_what_fails_below_fails_for_whoever_asked_and_for_nobody_else(place: Pat
                 assert await asyncio.to_thread(number, lambda: pread(8 * 512)) == errno.EREMOTEIO
                 assert await asyncio.to_thread(pread, 0) == content_of(SIZE)[:512]
                 assert export.statistics.counters[Operation.READ].failed == 1
+            finally:
+                await export.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["waiting", "inline"])
+def test_a_defect_of_ours_is_an_error_for_whoever_asked_and_nobody_waits(place: Path, inline: bool) -> None:
+    class Broken(MemoryNode):
+        def try_read(self, offset: int, length: int) -> bytes | None:
+            if inline:
+                raise RuntimeError("broken")
+            return None
+
+        async def read_into(self, offset: int, buffer: memoryview) -> None:
+            raise RuntimeError("broken")
+
+    async def main() -> None:
+        async with Graph() as graph:
+            graph.add(node := Broken("disk", size=SIZE))
+            handle = graph.hold(node, "the export", READING)
+            export = FuseExport("e", graph, handle, mountpoint=str(place))
+            told: list[str] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about["message"]))
+            await export.start()
+            try:
+                for count in range(1, WORKERS + 2):
+                    assert await asyncio.to_thread(number, place.read_bytes) == errno.EIO
+                    assert len(told) >= count
+                assert set(told) == {"FUSE export 'e': internal error"}
+                assert export.statistics.in_flight == 0
             finally:
                 await export.stop()
 

@@ -208,10 +208,14 @@ class FuseExport(Export):
                 self._unmounted()
                 return
             try:
-                left -= self._take(parse_request(self._view[:count]))
+                request = parse_request(self._view[:count])
             except PeerError:
                 self._unmounted()
                 return
+            try:
+                left -= self._take(request)
+            except Exception as error:
+                self._fail(request, error)
             if left < 0 or not self._listening:
                 return
 
@@ -234,6 +238,18 @@ class FuseExport(Export):
 
     def _refuse(self, unique: int, number: int) -> None:
         self._send(replies.header(unique, 0, number))
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Tell the kernel of an error, whose request would wait for ever otherwise."""
+        operation = OPERATIONS.get(request.opcode)
+        if operation is not None:
+            self.statistics.fail(operation)
+        if isinstance(error, BlockError):
+            self._refuse(request.unique, error.errno)
+            return
+        self._refuse(request.unique, errno.EIO)
+        context = {"message": f"FUSE export '{self.id}': internal error", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
 
     # Requests
 
@@ -262,17 +278,12 @@ class FuseExport(Export):
         end = min(body.offset + min(body.size, PAYLOAD_MAX), self.handle.size)
         size = max(0, end - body.offset)
         pieces: list[bytes] = []
-        try:
-            for at in range(body.offset, end, READ_AT_ONCE):
-                data = self.handle.try_read(at, min(READ_AT_ONCE, end - at))
-                if data is None:
-                    self._let_wait(request)
-                    return 0
-                pieces.append(data)
-        except BlockError as error:
-            self.statistics.fail(Operation.READ)
-            self._refuse(unique, error.errno)
-            return 0
+        for at in range(body.offset, end, READ_AT_ONCE):
+            data = self.handle.try_read(at, min(READ_AT_ONCE, end - at))
+            if data is None:
+                self._let_wait(request)
+                return 0
+            pieces.append(data)
         self._send(replies.header(unique, size), *pieces)
         self.statistics.account(Operation.READ, size, perf_counter_ns() - started)
         return size
@@ -284,15 +295,8 @@ class FuseExport(Export):
             self._refuse(unique, errno.EACCES)
             return 0
         started = perf_counter_ns()
-        try:
-            done = body.offset + count <= self.handle.size and self.handle.try_write(
-                body.offset, body.payload
-            )
-        except BlockError as error:
-            self.statistics.fail(Operation.WRITE)
-            self._refuse(unique, error.errno)
-            return count
-        if done:
+        handle = self.handle
+        if body.offset + count <= handle.size and handle.try_write(body.offset, body.payload):
             self.files.mtime = time_ns()
             self._send(replies.reply(unique, replies.write_record(count)))
             self.statistics.account(Operation.WRITE, count, perf_counter_ns() - started)
@@ -331,6 +335,8 @@ class FuseExport(Export):
                     raise
                 task.uncancel()
                 self._refuse(unique, errno.EINTR)
+            except Exception as error:
+                self._fail(request, error)
             finally:
                 self._interrupted.discard(unique)
                 del self._running[unique]

@@ -1,7 +1,7 @@
 """Requests of the kernel that cannot be answered at once.
 
-Owns: how each is carried out on the export's handle, and which errno says what went
-wrong. When it runs is for the export.
+Owns: how each is carried out on the export's handle. When it runs, and what the
+kernel is told of an error, is for the export.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
 from vblk.describing import allocated_bytes
-from vblk.errors import BlockError, StorageError, Unsupported
+from vblk.errors import StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.graph.node import Preallocation
 from vblk.graph.statistics import Operation
@@ -27,7 +27,7 @@ LOOKED_AT_FIRST: Final = 64 * MIB
 LOOKED_AT_ONCE: Final = 64 * GIB
 """How much of a disk is looked at for data or a hole, in bytes: first, doubled each time, and at most."""
 
-OPERATIONS: Final = {
+OPERATIONS: Final[dict[int, Operation | None]] = {
     Opcode.READ: Operation.READ,
     Opcode.WRITE: Operation.WRITE,
     Opcode.FALLOCATE: Operation.ZERO,
@@ -45,15 +45,14 @@ OPERATIONS: Final = {
 async def carry_out(
     export: "FuseExport", request: Request, room: bytearray
 ) -> tuple[bytes | memoryview, ...]:
-    """Carry out a request; return its answer, which may be in `room`, where there is room for it."""
-    operation = OPERATIONS[Opcode(request.opcode)]
+    """Carry out a request; return its answer, which may be in `room`, where there is room for it.
+
+    Raises:
+        BlockError: It fails.
+    """
+    operation = OPERATIONS[request.opcode]
     started = perf_counter_ns()
-    try:
-        record, length = await _carried_out(export, request, memoryview(room))
-    except BlockError as error:
-        if operation is not None:
-            export.statistics.fail(operation)
-        return (replies.header(request.unique, 0, error.errno),)
+    record, length = await _carried_out(export, request, memoryview(room))
     if operation is not None:
         export.statistics.account(operation, length, perf_counter_ns() - started)
     return replies.header(request.unique, len(record)), record
