@@ -17,6 +17,7 @@ from collections import deque
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
+from vblk.aio.wakefulness import Wakefulness
 from vblk.errors import BlockError, PeerError
 from vblk.exports.nbd.channel import Channel, FilePiece
 from vblk.exports.nbd.export import NbdExport
@@ -95,6 +96,7 @@ class Connection:
         self._room = memoryview(bytearray(_HANDSHAKE_ROOM))
         self._export: NbdExport | None = None
         self._session: ServerSession | None = None
+        self._wakefulness = Wakefulness()
         self._has_more = False
         """Whether there are requests in memory that nobody has looked at."""
         self._ending = False
@@ -190,8 +192,10 @@ class Connection:
             self.cut_off()
             return
         if count:
+            self._wakefulness.asked()
             self._session.received(count)
             self._turn()
+            self._wakefulness.answered()
 
     def _turn(self) -> None:
         """Answer what is there, as much as one turn allows."""
@@ -422,6 +426,7 @@ class Connection:
         """Hear the client no more; what was asked for ends."""
         if not self._ending:
             self._ending = True
+            self._wakefulness.sleep()
             self._channel.listen(None)
             self._alarm.cancel()
             self._alarm = self._loop.call_later(FAREWELL, self._channel.give_up)
