@@ -17,6 +17,7 @@ from collections.abc import Callable
 from time import perf_counter_ns, time_ns
 from typing import ClassVar, Final, Literal
 
+from vblk.aio.wakefulness import Wakefulness
 from vblk.errors import BlockError, GraphError, OptionError, PeerError, ReadOnly, StorageError
 from vblk.exports.export import Export
 from vblk.exports.fuse.files import Files
@@ -111,6 +112,7 @@ class FuseExport(Export):
         self._opened = 0
         self._buffer = bytearray(PAYLOAD_MAX + _RECORDS_MAX)
         self._view = memoryview(self._buffer)
+        self._wakefulness = Wakefulness()
         self._listening = False
         self._deaf = False
         self._waiting: dict[int, Request] = {}
@@ -195,7 +197,19 @@ class FuseExport(Export):
             asyncio.get_running_loop().remove_reader(self._fd)
             self._listening = False
 
+    def _go_deaf(self) -> None:
+        """Hear the kernel no more, whatever there is room for."""
+        self._listen_no_more()
+        self._deaf = True
+        self._wakefulness.sleep()
+
     def _on_readable(self) -> None:
+        self._wakefulness.asked()
+        self._take_all()
+        self._wakefulness.answered()
+
+    def _take_all(self) -> None:
+        """Take requests until there are none, or others have their turn."""
         left = TURN_BYTES
         for _ in range(TURN_REQUESTS):
             try:
@@ -221,8 +235,7 @@ class FuseExport(Export):
 
     def _unmounted(self) -> None:
         """End: somebody else has unmounted the file, or the kernel gave it up."""
-        self._listen_no_more()
-        self._deaf = True
+        self._go_deaf()
         self._mounted = False
         if self._leaving is None:
             self._leaving = asyncio.create_task(self.stop())
@@ -430,8 +443,7 @@ class FuseExport(Export):
             self._ended()
 
     def _close_device(self) -> None:
-        self._listen_no_more()
-        self._deaf = True
+        self._go_deaf()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -443,8 +455,7 @@ class FuseExport(Export):
                 self._mounted = False
                 place, helper = self._place, self._helper
                 self.was_busy = await asyncio.to_thread(unmount_in_any_case, place, helper=helper)
-            self._listen_no_more()
-            self._deaf = True
+            self._go_deaf()
             await self._idle.wait()
         finally:
             self._close_device()
