@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Generator
 from pathlib import Path
 from random import Random
 
@@ -43,17 +41,6 @@ def content_of(path: Path) -> bytes:
 def truth(chain: Chain, level: int = -1) -> bytes:
     model = chain.levels[level].model
     return model.read(0, model.size)
-
-
-@pytest.fixture
-def in_memory(tmp_path: Path) -> Generator[Path]:
-    """Return a folder in which flushes are quick, if there is one: the kernel outlives a killed process."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 def test_several_checkpoints_go_into_the_base_and_are_deleted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -18,12 +19,15 @@ from typing import Any
 
 
 class Killer:
-    """Makes calls that are killed; use it in `with`."""
+    """Makes calls that are killed; use it in `with`.
 
-    def __init__(self) -> None:
+    `settings` are constants of modules that the calls are to see otherwise, by their full names.
+    """
+
+    def __init__(self, settings: Mapping[str, float] | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.killed_call"],
+            [sys.executable, "-m", "tests.support.killed_call", json.dumps(settings or {})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,6 +75,9 @@ def _run(after: int, words: list[str], report: int) -> int:
 def _serve() -> None:
     for module in ("vblk.cli.main", "vblk.cli.merge", "vblk.cli.compact", "vblk.drivers.vhdx_replay"):
         import_module(module)
+    for name, value in json.loads(sys.argv[1]).items():
+        module, _, constant = name.rpartition(".")
+        setattr(import_module(module), constant, value)
     for line in sys.stdin:
         after, *words = json.loads(line)
         reading, report = os.pipe()

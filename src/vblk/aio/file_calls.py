@@ -121,6 +121,19 @@ def _device_number(fd: int, request: int) -> int:
     return number
 
 
+def sync_folder(path: str) -> None:
+    """Make durable which names a folder has.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def set_no_copy_on_write(fd: int) -> None:
     """Ask the file system (btrfs) to overwrite an empty file's blocks in place."""
     import fcntl

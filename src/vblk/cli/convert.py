@@ -5,9 +5,10 @@ sense, and where the result is kept until it is whole. The copying is
 `vblk.jobs.copy`.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, flag, option
@@ -23,9 +24,12 @@ from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.copy import CopyJob, CopyPlan, Loss, Source, concatenated
-from vblk.jobs.target import Made, new_image
+from vblk.jobs.target import Made, Target, new_image
 from vblk.opening import open_image
 from vblk.units import MIB
+
+if TYPE_CHECKING:
+    from vblk.jobs.resumption import Journal
 
 SPARSE_MOST = 16 * MIB
 SECTOR = 512
@@ -53,6 +57,7 @@ class Arguments(ImageArguments):
     skip_broken_bitmaps: bool
     snapshot: str | None
     rate: int | None
+    resume: bool
     quiet: bool
     progress: bool
     progress_format: str | None
@@ -61,6 +66,18 @@ class Arguments(ImageArguments):
     def form(self) -> str:
         """The format of the target."""
         return self.output_format or "raw"
+
+    @property
+    def how(self) -> str:
+        """What decides about the bytes of the target, beside the sources, as words of a command."""
+        words = [f"-O {self.form}", *(f"-o {each}" for each in self.options), *self.operands[:-1]]
+        if self.format is not None:
+            words.append(f"-f {self.format}")
+        if self.backing is not None:
+            words.append(f"-B {self.backing}")
+        if self.sparse is not None:
+            words.append(f"-S {self.sparse}")
+        return " ".join(words)
 
     def plan(self, *, target_is_zero: bool, differences: bool) -> CopyPlan:
         """Return how to copy onto a target that reads as zeros, or does not, or shows other data already."""
@@ -93,11 +110,7 @@ async def run(arguments: Arguments, console: Console) -> int:
             raise no_snapshots(sources[0].node.driver)
         if arguments.bitmaps:
             raise Failure("Source lacks bitmap support")
-        total = sum(source.size for source in sources)
-        async with _opened_target(graph, arguments, target, total, creation, console) as goal:
-            behind = arguments.backing if creation is None else creation.backing_file
-            plan = arguments.plan(target_is_zero=goal.is_zero, differences=behind is not None)
-            await _copy(sources, goal.handle, plan, arguments, graph, console)
+        await _Conversion(graph, arguments, console, sources, target, creation).run()
     return SUCCESS
 
 
@@ -127,6 +140,10 @@ def _check_combinations(arguments: Arguments) -> None:
         )
     if arguments.skip_create and arguments.options:
         raise Failure("-o has no effect when skipping image creation")
+    if arguments.resume and arguments.skip_create:
+        raise Failure("--resume is for a new image, which -n does not make")
+    if arguments.resume and arguments.salvage:
+        raise Failure("--resume and --salvage do not go together: what is lost is to be told in one go")
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
         raise Failure("Use of --skip-broken-bitmaps requires --bitmaps")
     if arguments.compress:
@@ -144,95 +161,135 @@ def _creation(arguments: Arguments, values: dict[str, str]) -> Request:
     return wanted
 
 
-@asynccontextmanager
-async def _opened_target(
-    graph: Graph,
-    arguments: Arguments,
-    name: str,
-    size: int,
-    creation: Request | None,
-    console: Console,
-) -> AsyncGenerator[Made]:
-    """Yield the target, new or existing; a new one is kept if the block ends well."""
-    if creation is None:
-        yield Made(await _open_existing(graph, arguments, name, size, console), arguments.target_is_zero)
-        return
-    opened = False
-    try:
-        backing = await creation.opened_backing(graph, name, rules=arguments.rules())
-        image = await creation.plan(graph, name, size, backing)
-        async with new_image(graph, target_of(name), image, cache=arguments.target_cache) as made:
-            opened = True
-            yield made
-    except BlockError as error:
-        if opened:
-            raise
-        raise Failure(f"{name}: error while converting {arguments.form}: {_without(name, error)}") from error
-    except Failure as failure:
-        if opened:
-            raise
-        lines = (f"{name}: error while converting {arguments.form}: {line}" for line in failure.lines)
-        raise Failure(*lines) from failure
+@dataclass(frozen=True, slots=True)
+class _Conversion:
+    """One copy of what is open; `creation` is None where the target exists."""
+
+    graph: Graph
+    arguments: Arguments
+    console: Console
+    sources: Sequence[Handle]
+    target: str
+    creation: Request | None
+
+    @property
+    def _size(self) -> int:
+        return sum(source.size for source in self.sources)
+
+    @property
+    def _cache(self) -> str:
+        """The cache mode of the target: what a journal says of it must be durable."""
+        cache = self.arguments.target_cache
+        return "writeback" if self.arguments.resume and cache == "unsafe" else cache
+
+    async def run(self) -> None:
+        """Make or open the target, and copy."""
+        if self.creation is None:
+            made = Made(await self._open_existing(), self.arguments.target_is_zero)
+            await self._copy(made, None, differences=self.arguments.backing is not None)
+        else:
+            await self._copy_into_new(self.creation)
+
+    async def _copy_into_new(self, creation: Request) -> None:
+        opened = False
+        try:
+            backing = await creation.opened_backing(self.graph, self.target, rules=self.arguments.rules())
+            image = await creation.plan(self.graph, self.target, self._size, backing)
+            goal = target_of(self.target)
+            with self._journal_of(goal, backing) as journal:
+                if journal is not None and journal.is_whole:
+                    return
+                async with new_image(self.graph, goal, image, cache=self._cache, journal=journal) as made:
+                    opened = True
+                    await self._copy(made, journal, differences=creation.backing_file is not None)
+        except BlockError as error:
+            if opened:
+                if self.arguments.resume:
+                    self.console.message("what was copied is kept: the same command goes on from there")
+                raise
+            raise Failure(f"{self._trouble}: {_without(self.target, error)}") from error
+        except Failure as failure:
+            if opened:
+                raise
+            raise Failure(*(f"{self._trouble}: {line}" for line in failure.lines)) from failure
+
+    @property
+    def _trouble(self) -> str:
+        return f"{self.target}: error while converting {self.arguments.form}"
+
+    @contextmanager
+    def _journal_of(self, goal: Target, backing: Handle | None) -> "Generator[Journal | None]":
+        """Yield the journal of the copy, if it is to have one."""
+        if not self.arguments.resume:
+            yield None
+            return
+        if not isinstance(goal, str):
+            raise Failure("--resume wants a local file for the target")
+        from vblk.jobs.resumption import Journal, Task, traces_of
+
+        read = [*self.sources, *([] if backing is None else [backing])]
+        journal = Journal(goal, Task(traces_of([each.node for each in read]), self.arguments.how))
+        with journal.claimed():
+            if journal.done and not self.arguments.quiet:
+                self.console.message(f"going on: {journal.done} of {self._size} bytes were copied before")
+            yield journal
+
+    async def _open_existing(self) -> Handle:
+        arguments, name = self.arguments, self.target
+        options = named_options(
+            name,
+            image_opts=arguments.target_image_opts,
+            format=None if arguments.target_image_opts else arguments.form,
+            console=self.console,
+        )
+        try:
+            target = await open_image(
+                self.graph, options, read_only=False, cache=self._cache, rules=arguments.rules()
+            )
+        except BlockError as error:
+            raise could_not_open(name, error) from error
+        if target.size < self._size:
+            raise Failure("output file is smaller than input file")
+        return target
+
+    async def _copy(self, made: Made, journal: "Journal | None", *, differences: bool) -> None:
+        arguments, target = self.arguments, made.handle
+        with shown_progress(
+            self.console,
+            wanted=arguments.progress,
+            form=arguments.progress_format,
+            quiet=arguments.quiet,
+            what="convert",
+        ) as progress:
+            job = CopyJob(
+                concatenated(self.sources, 0 if journal is None else journal.done),
+                target,
+                arguments.plan(target_is_zero=made.is_zero, differences=differences),
+                Mover(self.graph.engine),
+                clock=LoopClock(),
+                progress=progress,
+                salvaged=None if arguments.quiet else self._salvaged,
+            )
+            if journal is None:
+                await job.run()
+            else:
+                from vblk.jobs.resumption import noted
+
+                async with noted(journal, self.graph, target, job.copied_to, LoopClock()):
+                    await job.run()
+            if self._cache != "unsafe":
+                await target.flush()
+
+    def _salvaged(self, what: Loss, _: Source, offset: int, length: int, error: BlockError) -> None:
+        if what is Loss.DAMAGED:
+            self.console.warn(f"{length} bytes at offset {offset} are lost and become zeros: {error.message}")
+            return
+        place = "offset" if what is Loss.READ else "block status at offset"
+        self.console.warn(f"error while reading {place} {offset}: {error.message}")
 
 
 def _without(name: str, error: BlockError) -> str:
     return sentence(error).removeprefix(f"{name}: ")
-
-
-async def _open_existing(
-    graph: Graph, arguments: Arguments, name: str, size: int, console: Console
-) -> Handle:
-    options = named_options(
-        name,
-        image_opts=arguments.target_image_opts,
-        format=None if arguments.target_image_opts else arguments.form,
-        console=console,
-    )
-    try:
-        target = await open_image(
-            graph, options, read_only=False, cache=arguments.target_cache, rules=arguments.rules()
-        )
-    except BlockError as error:
-        raise could_not_open(name, error) from error
-    if target.size < size:
-        raise Failure("output file is smaller than input file")
-    return target
-
-
-async def _copy(
-    sources: Sequence[Handle],
-    target: Handle,
-    plan: CopyPlan,
-    arguments: Arguments,
-    graph: Graph,
-    console: Console,
-) -> None:
-    def salvaged(what: Loss, _: Source, offset: int, length: int, error: BlockError) -> None:
-        if what is Loss.DAMAGED:
-            console.warn(f"{length} bytes at offset {offset} are lost and become zeros: {error.message}")
-            return
-        place = "offset" if what is Loss.READ else "block status at offset"
-        console.warn(f"error while reading {place} {offset}: {error.message}")
-
-    with shown_progress(
-        console,
-        wanted=arguments.progress,
-        form=arguments.progress_format,
-        quiet=arguments.quiet,
-        what="convert",
-    ) as progress:
-        job = CopyJob(
-            concatenated(sources),
-            target,
-            plan,
-            Mover(graph.engine),
-            clock=LoopClock(),
-            progress=progress,
-            salvaged=None if arguments.quiet else salvaged,
-        )
-        await job.run()
-        if arguments.target_cache != "unsafe":
-            await target.flush()
 
 
 VERB = Verb(
@@ -289,6 +346,12 @@ VERB = Verb(
             "-l", "snapshot", metavar="SNAPSHOT", help="Refused: no format of this version has snapshots."
         ),
         option("-r", "rate", metavar="RATE", type=SizeType("rate limit", 1), help="Bytes a second at most."),
+        flag(
+            "--resume",
+            help="Keep a journal beside the target, and go on from it if there is one: after a failure, a "
+            "kill or a crash the same command copies the rest. The target is then written as with -t "
+            "writeback; sources have to be local files, which must not have changed.",
+        ),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
         progress_option(),

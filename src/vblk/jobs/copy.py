@@ -114,12 +114,12 @@ class _Piece:
     span: Span
 
 
-def concatenated(handles: Sequence[Handle]) -> list[Source]:
-    """Place images behind each other."""
+def concatenated(handles: Sequence[Handle], done: int = 0) -> list[Source]:
+    """Place images behind each other, and leave out what lies before offset `done` of the target."""
     sources: list[Source] = []
     offset = 0
     for handle in handles:
-        sources.append(Source(handle, offset))
+        sources.append(Source(handle, offset, start=min(max(0, done - offset), handle.size)))
         offset += handle.size
     return sources
 
@@ -159,6 +159,10 @@ class CopyJob:
         self._limit: RateLimit | None = None
         self._turns = _Turnstile(ordered=not plan.out_of_order)
         self._target_in_kernel = False
+        self._under_way: dict[int, int] = {}
+        """Where in the target the pieces go that are being copied, in their order."""
+        self._handed_out = 0
+        """Where the last piece ends that a worker has taken."""
         self._zero_unit = (
             ZEROS_LEFT_OUT if plan.target_is_zero and plan.sparse is None and not plan.offload else 0
         )
@@ -193,6 +197,10 @@ class CopyJob:
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._progress is not None:
             self._progress.finish()
+
+    def copied_to(self) -> int:
+        """Return an offset of the target before which everything is copied, in bytes, though not flushed."""
+        return min(self._under_way.values(), default=self._handed_out)
 
     async def _count_data(self) -> int:
         total = 0
@@ -277,11 +285,15 @@ class CopyJob:
         while True:
             async with lock:
                 piece = await anext(pieces, None)
-            if piece is None:
-                return
+                if piece is None:
+                    return
+                goal = piece.source.shift + piece.span.guest_offset
+                self._under_way[piece.number] = goal
+                self._handed_out = goal + piece.span.length
             if self._limit is not None and self._is_work(piece.span):
                 await self._limit.take(piece.span.length)
             await self._copy(piece)
+            del self._under_way[piece.number]
             if self._progress is not None and self._is_work(piece.span):
                 self._progress.add(piece.span.length)
 

@@ -15,6 +15,7 @@ from itertools import islice
 
 from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import storage_error
+from vblk.aio.file_calls import sync_folder
 from vblk.drivers.vhdx import read_up_to
 from vblk.drivers.vhdx_create import relative_path
 from vblk.drivers.vhdx_parent import local_path
@@ -182,8 +183,4 @@ def _remove(paths: Sequence[str]) -> None:
         except OSError as error:
             raise storage_error(error, filename=path, operation="delete") from error
     for folder in dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in paths):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)

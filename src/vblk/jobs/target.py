@@ -5,7 +5,8 @@ and what becomes of them. It knows no format and no bytes.
 
 Ordering rule: an existing file is locked as a writer locks it before anything is
 made, and is replaced by one rename after everything was written. Until then it
-is untouched; after a failure or a cancellation nothing new is left.
+is untouched; after a failure or a cancellation nothing new is left, unless a journal
+says how to go on from it.
 
 A file that has further names (hard links), or that stands in a folder where no
 file can be made, and everything that is not a regular file, is written in place. So is
@@ -17,10 +18,10 @@ import os
 import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write
-from vblk.errors import BlockError, StorageError
+from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write, sync_folder
+from vblk.errors import BlockError, StorageError, Unsupported
 from vblk.graph.creation import FileOptions, NewImage
 from vblk.graph.edge import Permission
 from vblk.graph.handle import Handle
@@ -28,6 +29,9 @@ from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.opening import open_image
 from vblk.options import NodeOptions, NodeReference, to_filename
+
+if TYPE_CHECKING:
+    from vblk.jobs.resumption import Journal
 
 _NEW_MODE = 0o644
 
@@ -80,22 +84,33 @@ async def make_image(graph: Graph, name: Target, image: NewImage, *, cache: str 
 
 @asynccontextmanager
 async def new_image(
-    graph: Graph, name: Target, image: NewImage, *, cache: str = "writeback"
+    graph: Graph,
+    name: Target,
+    image: NewImage,
+    *,
+    cache: str = "writeback",
+    journal: "Journal | None" = None,
 ) -> AsyncGenerator[Made]:
     """Make a new image, yield it open for writing, and keep it if the block ends well.
 
-    Arguments and errors are those of `make_image`.
+    Arguments and errors are those of `make_image`. With a journal, which is claimed,
+    the image is the one that it has begun, if it has, and is left if the block fails.
+
+    Raises:
+        Unsupported: There is a journal, and the image would be written in place.
     """
     async with (
-        _new_file(graph, name, image.file, cache) as leaf,
-        filled_image(graph, leaf, image, cache=cache) as made,
+        _new_file(graph, name, image.file, cache, journal) as leaf,
+        filled_image(graph, leaf, image, cache=cache, journal=journal) as made,
     ):
         yield made
+    if journal is not None:
+        journal.end()
 
 
 @asynccontextmanager
 async def filled_image(
-    graph: Graph, leaf: Node, image: NewImage, *, cache: str = "writeback"
+    graph: Graph, leaf: Node, image: NewImage, *, cache: str = "writeback", journal: "Journal | None" = None
 ) -> AsyncGenerator[Made]:
     """Make an image in `leaf`, a node of the graph, and yield it open for writing.
 
@@ -105,7 +120,11 @@ async def filled_image(
         BlockError: It could not be made.
     """
     durable = cache != "unsafe"
-    await image.create(leaf, durable=durable, unfinished=True)
+    if journal is None or not journal.is_begun:
+        await image.create(leaf, durable=durable, unfinished=True)
+        if journal is not None:
+            await leaf.flush()
+            await graph.engine.run(journal.begin)
     backing = None if image.backing is None else NodeReference(image.backing.name)
     options = NodeOptions(
         driver=image.driver,
@@ -127,10 +146,12 @@ async def filled_image(
 
 
 @asynccontextmanager
-async def _new_file(graph: Graph, name: Target, options: FileOptions, cache: str) -> AsyncGenerator[Node]:
+async def _new_file(
+    graph: Graph, name: Target, options: FileOptions, cache: str, journal: "Journal | None" = None
+) -> AsyncGenerator[Node]:
     """Yield the file in which a new image is made, and give it its name if the block ends well."""
     making = (
-        _new_local_file(graph, name, options, cache)
+        _new_local_file(graph, name, options, cache, journal)
         if isinstance(name, str)
         else _new_remote_file(graph, name, cache)
     )
@@ -153,8 +174,14 @@ async def _new_remote_file(graph: Graph, options: NodeOptions, cache: str) -> As
 
 
 @asynccontextmanager
-async def _new_local_file(graph: Graph, name: str, options: FileOptions, cache: str) -> AsyncGenerator[Node]:
+async def _new_local_file(
+    graph: Graph, name: str, options: FileOptions, cache: str, journal: "Journal | None"
+) -> AsyncGenerator[Node]:
     place = await graph.engine.run(lambda: _find_place(name))
+    if journal is not None:
+        if place.temporary is None:
+            raise Unsupported("what is written in place is not made with a journal", filename=name)
+        place = place._replace(temporary=journal.part)
     guard: Handle | None = None
     keeper: Handle | None = None
     made = False
@@ -166,10 +193,13 @@ async def _new_local_file(graph: Graph, name: str, options: FileOptions, cache: 
             keeper, guard = guard, None
         else:
             made = True  # from here on a cancellation may find it there
-            await graph.engine.run(lambda: _make_file(place, options))
+            if journal is None or not journal.is_begun:
+                await graph.engine.run(lambda: _make_file(place, options))
             keeper = await _open_leaf(graph, "file", place.temporary or place.path, name, cache)
         keeper = await _only_kept(graph, keeper)
         yield keeper.node
+        if journal is not None:
+            await graph.engine.run(journal.finish)
         if place.temporary is not None:
             await graph.engine.run(lambda: _publish(place, durable=cache != "unsafe"))
         made = False
@@ -177,7 +207,7 @@ async def _new_local_file(graph: Graph, name: str, options: FileOptions, cache: 
         for handle in (keeper, guard):
             if handle is not None:
                 await graph.release(handle)
-        if made and place.temporary is not None:
+        if made and place.temporary is not None and not (journal is not None and journal.is_begun):
             with suppress(OSError):
                 os.unlink(place.temporary)
 
@@ -215,6 +245,9 @@ def _temporary_name(path: str) -> str:
 def _make_file(place: _Place, options: FileOptions) -> None:
     """Create the file, empty, with the mode and owner of the one it will replace."""
     path = place.temporary or place.path
+    if place.temporary is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # what a crash has left before its journal began
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, _NEW_MODE)
@@ -274,8 +307,4 @@ def _publish(place: _Place, *, durable: bool) -> None:
     except OSError as error:
         raise _not_created(place.name, error) from error
     if durable:
-        folder = os.open(os.path.dirname(place.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(os.path.dirname(place.path))

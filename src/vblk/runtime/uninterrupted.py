@@ -5,13 +5,13 @@ back, run to their end whoever loses patience; the cancellation is raised then.
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(work: Awaitable[T]) -> T:
     """Await `work` and return its result.
 
     Cancellation: raised once `work` has ended, with its error as the cause.
