@@ -1,11 +1,12 @@
 """Converting a VHDX into a raw file, beside qemu-img and beside the kernel alone.
 
 Owns: what is converted, and the loop that shows what the kernel can do. All
-targets are removed and the disks synchronised before each turn, outside of the
-time, so that no side pays for another one's dirty pages.
+targets are removed, the disks synchronised and memory made ready before each turn,
+outside of the time, so that no side pays for another one's dirty pages.
 """
 
 import json
+import mmap
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from vblk.units import GIB
 PARALLEL = "qemu-img -W -m 16"
 LOOP = "copy_file_range"
 SIDES = ("vblk", PARALLEL, "qemu-img", LOOP)
+_POPULATE_WRITE = 23
+"""Linux' MADV_POPULATE_WRITE, which Python 3.11 has no name for."""
 Extents = list[tuple[int, int, int]]
 
 
@@ -76,24 +79,28 @@ def contest(
             raise WrongResult(f"{name} made another disk than the one that went in")
 
     warm(image)
-    seconds = race({name: known[name] for name in names}, targets, rounds, check)
+    seconds = race({name: known[name] for name in names}, targets, rounds, check, data_bytes)
     raw.unlink()
     image.unlink()
     return seconds
 
 
 def race(
-    sides: dict[str, Side], targets: dict[str, Path], rounds: int, check: Callable[[str], None]
+    sides: dict[str, Side], targets: dict[str, Path], rounds: int, check: Callable[[str], None], memory: int
 ) -> dict[str, list[float]]:
     """Let each side make its target once and `check` it, then take turns; return the seconds.
 
-    All targets are gone, durably, before each turn and at the end.
+    All targets are gone, durably, before each turn and at the end, and so many bytes of
+    memory are there: some hosts take back what a guest has freed, and whoever came first
+    afterwards would pay for it.
     """
 
     def clear() -> None:
         for target in targets.values():
             target.unlink(missing_ok=True)
         os.sync()
+        with mmap.mmap(-1, memory) as touched:
+            touched.madvise(_POPULATE_WRITE)
 
     for name, side in sides.items():
         side()

@@ -47,7 +47,7 @@ def contest(
             run(["qemu-img", "compare", "-f", "raw", "-F", "vhdx", raw, targets[name]])
 
     warm(raw)
-    seconds = race({name: known[name] for name in names}, targets, rounds, check)
+    seconds = race({name: known[name] for name in names}, targets, rounds, check, data_bytes)
     raw.unlink()
     return seconds
 
