@@ -92,7 +92,7 @@ async def _bound_inet(address: InetAddress) -> list[socket.socket]:
             address.port,
             family=family,
             type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
+            flags=socket.AI_PASSIVE | (socket.AI_NUMERICHOST if address.numeric else 0),
         )
     except (OSError, UnicodeError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)

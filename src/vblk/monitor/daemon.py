@@ -113,10 +113,7 @@ class Daemon:
         Raises:
             GraphError: There is no such node.
         """
-        for node in self.graph.nodes():
-            if node.name == name:
-                return node
-        raise GraphError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return self.graph.find(name)
 
     def find_device(self, device: str | None, node_name: str | None) -> Node:
         """Return the node that a command names by one of two members.

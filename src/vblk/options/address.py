@@ -24,12 +24,14 @@ class InetAddress:
     """A host, by name or number, and a port, by number or service.
 
     `ipv4` and `ipv6` say whether that family may be used; None: as the other one leaves it.
+    `numeric`: the host is a number, and no name is looked up.
     """
 
     host: str
     port: str
     ipv4: bool | None = None
     ipv6: bool | None = None
+    numeric: bool = False
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -103,7 +103,7 @@ def _socket_address(address: AnyAddress, client: Client | None) -> SocketAddress
     if isinstance(address, InetSocket):
         if address.to is not None:
             raise QmpError("a range of ports ('to') is not in this version of vblk")
-        return InetAddress(address.host, address.port, address.ipv4, address.ipv6)
+        return InetAddress(address.host, address.port, address.ipv4, address.ipv6, bool(address.numeric))
     if address.str.isdecimal():
         return FdAddress(int(address.str))
     if client is None:

@@ -145,6 +145,15 @@ def test_what_can_be_no_address_is_refused(address: UnixAddress | FdAddress) -> 
     asyncio.run(scenario())
 
 
+def test_a_numeric_host_is_not_looked_up() -> None:
+    async def scenario() -> None:
+        async with Graph() as graph:
+            with pytest.raises(StorageError, match="address resolution failed for localhost:0"):
+                await NbdServer(graph).listen(InetAddress("localhost", "0", numeric=True))
+
+    asyncio.run(scenario())
+
+
 def test_two_exports_cannot_have_one_name(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path, memory, writable=False) as (server, export, _):
