@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import convert, looking, making, merging, random_reads, random_writes, serving
+from bench import convert, looking, making, merging, mirroring, random_reads, random_writes, serving
 from bench.images import file_system_of
 from bench.measure import NotMeasured, Result, WrongResult
 from bench.settings import Settings
@@ -38,6 +38,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "start": looking.starting,
     "reads": random_reads.reading,
     "merge": merging.merging,
+    "mirror": mirroring.bulk,
+    "mirror-xfs": lambda settings: mirroring.with_reflink(settings, "xfs"),
     "allocations": random_writes.allocating,
     "overwrites": random_writes.overwriting,
     "serving": serving.serving,

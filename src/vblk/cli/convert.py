@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.creation import Request, options_help, read_options, request, target_of
-from vblk.cli.failure import SUCCESS, Failure, could_not_open, sentence
-from vblk.cli.images import ImageArguments, image_graph, image_options, named_options, open_named
+from vblk.cli.copy_target import TargetArguments, check_target, open_existing, target_options, wanted_image
+from vblk.cli.creation import Request, options_help, read_options, target_of
+from vblk.cli.failure import SUCCESS, Failure, sentence
+from vblk.cli.images import image_graph, image_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
-from vblk.cli.values import TARGET_CACHE_TYPE, NumberType, SizeType
+from vblk.cli.values import NumberType, SizeType
 from vblk.errors import BlockError
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.copy import CopyJob, CopyPlan, Loss, Source, concatenated
 from vblk.jobs.target import Made, Target, new_image
-from vblk.opening import open_image
 from vblk.units import MIB
 
 if TYPE_CHECKING:
@@ -36,17 +36,9 @@ SECTOR = 512
 
 
 @dataclass(slots=True)
-class Arguments(ImageArguments):
+class Arguments(TargetArguments):
     """The words of one call."""
 
-    output_format: str | None
-    options: tuple[str, ...]
-    target_image_opts: bool
-    target_is_zero: bool
-    skip_create: bool
-    target_cache: str
-    backing: str | None
-    backing_format: str | None
     compress: bool
     copy_offload: bool
     sparse: int | None
@@ -61,11 +53,6 @@ class Arguments(ImageArguments):
     quiet: bool
     progress: bool
     progress_format: str | None
-
-    @property
-    def form(self) -> str:
-        """The format of the target."""
-        return self.output_format or "raw"
 
     @property
     def how(self) -> str:
@@ -100,7 +87,7 @@ async def run(arguments: Arguments, console: Console) -> int:
         console.print(*options_help(arguments.form, with_file=len(arguments.operands) > 1))
         return SUCCESS
     _check_combinations(arguments)
-    creation = None if arguments.skip_create else _creation(arguments, options.values)
+    creation = None if arguments.skip_create else wanted_image(arguments, options.values)
     if len(arguments.operands) < 2:
         raise Failure("Must specify image file name")
     *names, target = arguments.operands
@@ -126,14 +113,7 @@ def _check_combinations(arguments: Arguments) -> None:
             f"Invalid buffer size for sparse output specified. Valid sizes are multiples of {SECTOR} up to "
             f"{SPARSE_MOST}. Select 0 to disable sparse detection (fully allocates output)."
         )
-    if arguments.target_image_opts and not arguments.skip_create:
-        raise Failure("--target-image-opts requires use of -n flag")
-    if arguments.target_is_zero and not arguments.skip_create:
-        raise Failure("--target-is-zero requires use of -n flag")
-    if arguments.target_image_opts and arguments.output_format is not None:
-        raise Failure("--image-opts and --format are mutually exclusive")
-    if arguments.target_is_zero and arguments.backing is not None:
-        raise Failure("Cannot use --target-is-zero when the destination image has a backing file")
+    check_target(arguments)
     if arguments.backing is not None and len(arguments.operands) > 2:
         raise Failure(
             "Having a backing file for the target makes no sense when concatenating multiple input images"
@@ -150,15 +130,6 @@ def _check_combinations(arguments: Arguments) -> None:
         raise Failure("Compression not supported for this file format")
     if arguments.snapshot is not None:
         check_snapshot_name(arguments.snapshot)
-
-
-def _creation(arguments: Arguments, values: dict[str, str]) -> Request:
-    wanted = request(arguments.form, values, arguments.backing, arguments.backing_format)
-    if wanted.backing_file is not None and wanted.backing_format is None:
-        if wanted.creator.backing_format is None:
-            raise Failure("Use of backing file requires explicit backing format")
-        wanted.backing_format = wanted.creator.backing_format
-    return wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +156,10 @@ class _Conversion:
     async def run(self) -> None:
         """Make or open the target, and copy."""
         if self.creation is None:
-            made = Made(await self._open_existing(), self.arguments.target_is_zero)
+            target = await open_existing(
+                self.graph, self.arguments, self.target, self._size, self._cache, self.console
+            )
+            made = Made(target, self.arguments.target_is_zero)
             await self._copy(made, None, differences=self.arguments.backing is not None)
         else:
             await self._copy_into_new(self.creation)
@@ -234,24 +208,6 @@ class _Conversion:
                 self.console.message(f"going on: {journal.done} of {self._size} bytes were copied before")
             yield journal
 
-    async def _open_existing(self) -> Handle:
-        arguments, name = self.arguments, self.target
-        options = named_options(
-            name,
-            image_opts=arguments.target_image_opts,
-            format=None if arguments.target_image_opts else arguments.form,
-            console=self.console,
-        )
-        try:
-            target = await open_image(
-                self.graph, options, read_only=False, cache=self._cache, rules=arguments.rules()
-            )
-        except BlockError as error:
-            raise could_not_open(name, error) from error
-        if target.size < self._size:
-            raise Failure("output file is smaller than input file")
-        return target
-
     async def _copy(self, made: Made, journal: "Journal | None", *, differences: bool) -> None:
         arguments, target = self.arguments, made.handle
         with shown_progress(
@@ -297,26 +253,7 @@ VERB = Verb(
     run,
     Arguments,
     [
-        option("-O", "output_format", metavar="FMT", help="Format of the result: raw, the default, or vhdx."),
-        option("-o", "options", metavar="OPTIONS", multiple=True, help="How it is made; -o help lists all."),
-        flag("-n", "skip_create", help="The target exists: copy into it, and do not make it anew."),
-        flag("--target-image-opts", help="The target's name is options, as with --image-opts; wants -n."),
-        flag("--target-is-zero", help="The target reads as zeros already; wants -n."),
-        option(
-            "-t",
-            "target_cache",
-            metavar="CACHE",
-            type=TARGET_CACHE_TYPE,
-            default="unsafe",
-            help="Cache mode for writing; unsafe, the default, does not wait for stable storage.",
-        ),
-        option(
-            "-B",
-            "backing",
-            metavar="FILE",
-            help="What the result stands on, from its own folder: makes a VHDX a differencing image.",
-        ),
-        option("-F", "backing_format", metavar="FMT", help="The format of that."),
+        *target_options(),
         flag("-c", "compress", help="Refused: raw images are not compressed."),
         flag("-C", "copy_offload", help="Let the kernel copy all data, and look for no zeros in it."),
         option(

@@ -7,22 +7,20 @@ as it is.
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from vblk.cli.command import Verb, option
+from vblk.cli.connection import Connection
 from vblk.cli.console import Console
 from vblk.cli.failure import FAILURE, SUCCESS, Failure
 
 PROMPT: Final = "(vblk) "
 HISTORY_MAX: Final = 1000
-ANSWER_MAX: Final = 64 << 20
-"""The longest answer that is taken, in bytes."""
 
 
 @dataclass(slots=True)
@@ -33,87 +31,11 @@ class Arguments:
     cmd: tuple[str, ...]
 
 
-class Connection:
-    """A QMP connection of a person: one question at a time."""
-
-    def __init__(self, path: str, console: Console) -> None:
-        """Connect, and end the negotiation.
-
-        Raises:
-            Failure: Nobody is there, or it is no QMP monitor.
-        """
-        self._console = console
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._pending = b""
-        try:
-            self._socket.connect(path)
-            if "QMP" not in self._next():
-                raise Failure(f"'{path}' is no QMP monitor")
-            self.ask({"execute": "qmp_capabilities"})
-        except OSError as error:
-            self.close()
-            raise Failure(f"Failed to connect to '{path}': {error.strerror or error}") from error
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Hang up."""
-        self._socket.close()
-
-    def ask(self, question: "dict[str, Any] | str") -> dict[str, Any]:
-        """Send a command; return its reply, and show the events before it.
-
-        Raises:
-            Failure: The daemon has gone.
-        """
-        text = question if isinstance(question, str) else json.dumps(question)
-        try:
-            self._socket.sendall(text.encode() + b"\n")
-        except OSError as error:
-            raise Failure("the daemon has closed the connection") from error
-        while True:
-            message = self._next()
-            if "event" not in message:
-                return message
-            self.show_event(message)
-
-    def show_event(self, event: dict[str, Any]) -> None:
-        """Write an event on a line."""
-        data = event.get("data")
-        self._console.print(f"event {event['event']}" + (f" {json.dumps(data)}" if data else ""))
-
-    def human(self, line: str) -> str:
-        """Carry out a line of the human monitor; return its answer."""
-        reply = self.ask({"execute": "human-monitor-command", "arguments": {"command-line": line}})
-        if "error" in reply:
-            return f"Error: {reply['error'].get('desc')}\n"
-        return str(reply["return"]).replace("\r\n", "\n")
-
-    def _next(self) -> dict[str, Any]:
-        while b"\n" not in self._pending:
-            try:
-                data = self._socket.recv(1 << 16)
-            except OSError:
-                data = b""
-            if not data or len(self._pending) > ANSWER_MAX:
-                raise Failure("the daemon has closed the connection")
-            self._pending += data
-        line, _, self._pending = self._pending.partition(b"\n")
-        try:
-            message = json.loads(line)
-        except ValueError as error:
-            raise Failure("the answer is no QMP") from error
-        if not isinstance(message, dict):
-            raise Failure("the answer is no QMP")
-        return cast("dict[str, Any]", message)
-
-
 def run(arguments: Arguments, console: Console) -> int:
     """Carry out the commands of the call, or those that are typed."""
     if len(arguments.operands) != 1:
         raise Failure("Expecting the path of a QMP socket", hint=True)
-    connection = Connection(arguments.operands[0], console)
+    connection = Connection(arguments.operands[0], lambda event: _show_event(event, console))
     try:
         if arguments.cmd:
             return _carry_out(connection, console, iter(arguments.cmd))
@@ -122,6 +44,11 @@ def run(arguments: Arguments, console: Console) -> int:
         return _carry_out(connection, console, (line.rstrip("\n") for line in sys.stdin))
     finally:
         connection.close()
+
+
+def _show_event(event: dict[str, Any], console: Console) -> None:
+    data = event.get("data")
+    console.print(f"event {event['event']}" + (f" {json.dumps(data)}" if data else ""))
 
 
 def _carry_out(connection: Connection, console: Console, lines: Iterator[str]) -> int:

@@ -4,6 +4,7 @@ Owns: sizes, counts, cache modes and the other small languages of options. Must
 not know which verb asks.
 """
 
+import math
 from typing import Any, Final
 
 import click
@@ -95,6 +96,25 @@ class WordType(click.ParamType[str]):
         if value not in self.words:
             raise Failure(self.refusal.replace("{}", str(value)), hint=self.hint)
         return str(value)
+
+
+class SecondsType(click.ParamType[float]):
+    """A number of seconds; `option` names it in errors."""
+
+    name = "seconds"
+
+    def __init__(self, option: str) -> None:
+        self.option = option
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < math.inf:
+            raise Failure(f"{self.option} takes a number of seconds, not '{value}'")
+        return seconds
 
 
 OUTPUT_TYPE: Final = WordType(OUTPUTS, "--output must be used with human or json as argument.")

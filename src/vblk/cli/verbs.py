@@ -79,6 +79,7 @@ VERBS: Final[dict[str, Entry]] = {
     "io": Entry(
         "io", "Read, write and examine an image by commands, as qemu-io does.", "[options] [filename]"
     ),
+    "jobs": Entry("jobs", "Show the jobs of a running daemon.", "[--json] socket"),
     "map": Entry(
         "map",
         "Show where an image's data is.",
@@ -94,6 +95,13 @@ VERBS: Final[dict[str, Entry]] = {
         "Merge differencing images into an ancestor.",
         "[--into ancestor] [--keep] [--force] [--dry-run] [--output=ofmt] [-t cache] [-r rate_limit] "
         "[-p] [-q] [--image-opts] [-f fmt] filename",
+    ),
+    "mirror": Entry(
+        "mirror",
+        "Copy a disk by the mirror job, here or in a daemon whose disk is in use.",
+        "[-O output_fmt] [-o options] [-n] [-t cache] [--sync mode] [-r rate_limit] [--granularity size] "
+        "[-p] [-q] [--daemon socket [--job-id id] [--copy-mode mode] [--converge seconds] [--pivot]] "
+        f"{COMMON} source target",
     ),
     "mount": Entry(
         "mount",

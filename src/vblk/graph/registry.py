@@ -45,19 +45,6 @@ class _Drain:
         self.held.append(handle.traffic)
 
 
-@contextmanager
-def _hurried(handles: Sequence[Handle]) -> Generator[None, None, None]:
-    """Let nothing below the handles hold requests back while the block waits for them."""
-    nodes = {node for handle in handles for node in reachable(handle.node)}
-    for node in nodes:
-        node.hurry()
-    try:
-        yield
-    finally:
-        for node in nodes:
-            node.heed()
-
-
 class Graph:
     """A set of named nodes that belong to one event loop.
 
@@ -81,6 +68,7 @@ class Graph:
         self.edges = Edges()
         self._kept: set[Node] = set()
         self._pins: list[tuple[Node, str]] = []
+        self._led: list[tuple[Node, Node]] = []
         self._handles: list[Handle] = []
         self._drains: list[_Drain] = []
         self._changing = asyncio.Lock()
@@ -222,6 +210,43 @@ class Graph:
         finally:
             self._pins.remove(pin)
 
+    @contextmanager
+    def leading(self, source: Node, target: Node) -> Generator[None, None, None]:
+        """Let a drain of `target` hold back who reaches `source`, too, while the block runs.
+
+        For whoever passes on what is asked of `source`: a request to it then counts as
+        one to `target`, and needs no further leave.
+        """
+        link = (source, target)
+        self._led.append(link)
+        for drain in self._drains:
+            self._hold_reaching(drain)
+        try:
+            yield
+        finally:
+            self._led.remove(link)
+
+    def _concerned(self, node: Node) -> list[Node]:
+        """Return all nodes that a request to `node` may come to."""
+        nodes = reachable(node)
+        for _ in self._led:  # a target may be a source as well
+            for source, target in self._led:
+                if source in nodes and target not in nodes:
+                    nodes += reachable(target)
+        return nodes
+
+    @contextmanager
+    def _hurried(self, handles: Sequence[Handle]) -> Generator[None, None, None]:
+        """Let nothing that the handles' requests come to hold them back while the block waits for them."""
+        nodes = {node for handle in handles for node in self._concerned(handle.node)}
+        for node in nodes:
+            node.hurry()
+        try:
+            yield
+        finally:
+            for node in nodes:
+                node.heed()
+
     def require_unpinned(self, node: Node, above: Node | None = None) -> None:
         """Raise NodeBusy when somebody counts on a node or on one that it decorates, down to `above`."""
         member: Node | None = node
@@ -257,7 +282,7 @@ class Graph:
         """
         if handle.closed:
             return
-        with _hurried([handle]):
+        with self._hurried([handle]):
             await handle.traffic.drain()
         try:
             if handle not in self._handles:
@@ -386,7 +411,7 @@ class Graph:
         self._drains.append(drain)
         try:
             self._hold_reaching(drain)
-            with _hurried([handle for handle in self._handles if handle.traffic in drain.held]):
+            with self._hurried([handle for handle in self._handles if handle.traffic in drain.held]):
                 for traffic in drain.held:
                     await traffic.quiet()
             yield
@@ -397,7 +422,7 @@ class Graph:
 
     def _hold_reaching(self, drain: _Drain) -> None:
         for handle in self._handles:
-            if handle.traffic not in drain.held and drain.node in reachable(handle.node):
+            if handle.traffic not in drain.held and drain.node in self._concerned(handle.node):
                 drain.hold(handle)
 
     async def close(self) -> None:

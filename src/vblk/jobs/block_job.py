@@ -11,7 +11,7 @@ import enum
 import errno
 from typing import Any
 
-from vblk.errors import BlockError
+from vblk.errors import BlockError, StorageError
 from vblk.jobs.job import Job
 from vblk.jobs.states import Status
 
@@ -36,6 +36,8 @@ class BlockJob(Job):
     """A job whose progress counts bytes. `io_status` is "ok", "failed" or "nospace"."""
 
     io_status = "ok"
+    failure: str | None = None
+    """The last request that failed, in words."""
 
     def failed(self, error: BlockError, policy: OnError, *, reading: bool) -> None:
         """Say that a request failed; to stop holds the job at its next pause point.
@@ -46,7 +48,10 @@ class BlockJob(Job):
         action = policy.action(error)
         said = {"device": self.id, "operation": "read" if reading else "write", "action": action.value}
         self.tell("BLOCK_JOB_ERROR", said)
+        self.failure = str(error)
         if action is OnError.REPORT:
+            if isinstance(error, StorageError):  # what QEMU has to say of it
+                raise StorageError(error.errno) from error
             raise error
         if action is OnError.STOP:
             if self.io_status == "ok":
@@ -56,6 +61,12 @@ class BlockJob(Job):
     def resumed(self) -> None:
         """Forget the failures so far."""
         self.io_status = "ok"
+
+    def hindrance(self) -> str | None:
+        """As for any job, with the failure that stopped it."""
+        if self.io_status != "ok" and self.paused:
+            return f"it stopped at a failure, resume it when that is mended: {self.failure}"
+        return super().hindrance()
 
     def became_ready(self) -> None:
         """Publish that the job may be completed."""

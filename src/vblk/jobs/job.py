@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Required, TypedDict, Unpack
 
 from vblk.aio.clock import Clock
 from vblk.errors import BlockError, JobError
-from vblk.jobs.rate import RateLimit
+from vblk.jobs.rate import Meter, RateLimit
 from vblk.jobs.states import AT_WORK, FOLLOWING, Status, Verb, require_accepted
 
 Listener = Callable[["Job", str, Mapping[str, Any]], None]
@@ -52,6 +52,16 @@ async def woken(event: asyncio.Event, pause: Coroutine[Any, Any, None]) -> bool:
 
 
 CANCELLED: Final = "Operation canceled"
+
+
+_HINDRANCES: Final = {
+    Status.CREATED: "it has not begun",
+    Status.PAUSED: "it is paused: resume it",
+    Status.STANDBY: "it is paused: resume it",
+    Status.WAITING: "other jobs of its transaction are not done",
+    Status.PENDING: "its result waits to be finalized",
+    Status.ABORTING: "it is being taken back",
+}
 
 
 class Transaction:
@@ -150,6 +160,7 @@ class Job(Steps, ABC):
         self._transaction = life.get("transaction") or Transaction()
         self._transaction.jobs.append(self)
         self._limit: RateLimit | None = None
+        self._moved = Meter(self.clock)
         self._speed_changed = asyncio.Event()
         self._go = asyncio.Event()
         self._go.set()
@@ -266,7 +277,7 @@ class Job(Steps, ABC):
 
     def _set_speed(self, speed: int) -> None:
         if speed < 0:
-            raise JobError("Invalid parameter 'speed'")
+            raise JobError("Parameter 'speed' expects a non-negative value")
         self.speed = speed
         self._limit = RateLimit(speed, self.clock) if speed else None
         self._speed_changed.set()
@@ -343,6 +354,7 @@ class Job(Steps, ABC):
         if self.cancelled:
             raise asyncio.CancelledError
         self._to(Status.RUNNING)
+        self._moved.note(self.current)
         self._effort = asyncio.ensure_future(self.run())
         try:
             await self._effort
@@ -389,3 +401,24 @@ class Job(Steps, ABC):
         if self.error is not None:
             shown["error"] = self.error
         return shown
+
+    def hindrance(self) -> str | None:
+        """Say in words why the job does not get on, or is not ready; None where there is nothing to say."""
+        return _HINDRANCES.get(self.status)
+
+    def query_progress(self) -> dict[str, Any]:
+        """Return what `query-job-progress` says of the job: rates are in units of its progress a second."""
+        self._moved.note(self.current)
+        rate = self._moved.rate
+        shown: dict[str, Any] = {
+            "id": self.id,
+            "type": self.type,
+            "status": self.status.value,
+            "offset": self.current,
+            "length": self.total,
+            "rate": round(rate),
+        }
+        if rate > 0:
+            shown["seconds-left"] = round((self.total - self.current) / rate, 1)
+        reason = self.hindrance()
+        return shown if reason is None else shown | {"reason": reason}

@@ -8,86 +8,48 @@ node. Which nodes these are, and who closes them, is the monitor's business.
 Ordering rule: the mark of a range is cleared before the range is read, and set by
 a change when that has ended; so what a copy may have missed is marked. A range is
 copied by one worker at a time. The end is under a drain: nothing is marked, nobody
-writes, the target is flushed; only then users are led to it.
+writes, the target is flushed; only then users are led to it. Requests of the job are
+counted on the source before they wait for anything; a drain of the target waits for
+those too.
 """
 
 import asyncio
-import enum
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import ClassVar, Final, Unpack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext
+from typing import Any, ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
-from vblk.extent import Kind
 from vblk.graph.dirty_bitmap import DirtyBitmap, granularity_for
 from vblk.graph.edge import IDLE
 from vblk.graph.edges import Rewiring, reachable
+from vblk.graph.following import follow, leave
 from vblk.graph.handle import Handle
-from vblk.graph.mapper import Mapper
-from vblk.graph.node import Leaf, Node, Span, coalesce
+from vblk.graph.node import Node, coalesce
 from vblk.graph.plane import Mover
 from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
-from vblk.jobs.block_job import BlockJob, OnError
+from vblk.jobs.block_job import BlockJob
 from vblk.jobs.job import Life, woken
+from vblk.jobs.mirror_plan import BUFFER, WORKERS, CopyMode, End, Plan, Sync, check_deadline
+from vblk.jobs.mirror_target import MirrorTarget
+from vblk.jobs.rate import Meter
 from vblk.jobs.states import Status, Verb, require_accepted
 from vblk.jobs.walk import walk
+from vblk.jobs.write_blocking import WriteBlocking
 from vblk.runtime.range_lock import RangeLock
-from vblk.units import MIB, align_down, align_up, is_power_of_two
+from vblk.units import MIB, align_up
 
-WORKERS: Final = 8
 PIECE: Final = 16 * MIB
 """The most bytes that one worker copies in one go."""
-BUFFER: Final = MIB
-"""The most of it that passes through memory at a time."""
+PIECE_BESIDE_USERS: Final = MIB
+"""The same where users who write to the range wait for it."""
 HELD_MOST: Final = 32 * MIB
 """For so many bytes the disk's users may be held back, where copying does not get ahead of them."""
 PAUSE: Final = 0.1
 """So many seconds a job that is in step waits before it looks for changes again."""
-GRANULARITY_LEAST: Final = 512
-GRANULARITY_MOST: Final = 64 * MIB
-
-
-class Sync(enum.Enum):
-    """What is copied of the disk as it is at the start."""
-
-    FULL = "full"
-    TOP = "top"
-    """What the top image holds itself."""
-    NONE = "none"
-    """Nothing: only what changes from now on."""
-
-
-class End(enum.Enum):
-    """How a job that is ready ends when the user says so."""
-
-    PIVOT = "pivot"
-    """The disk's users go to the target."""
-    LEAVE = "leave"
-    """They stay; the target is what the disk was at this instant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How a disk is mirrored; sizes in bytes.
-
-    `granularity` 0 takes the format's clusters for it. `unmap`: what reads as
-    zeros takes no space in the target. `target_is_zero`: the target reads as
-    zeros already. `converge`: after so many seconds the disk's users wait while the
-    rest is copied, however much it is.
-    """
-
-    sync: Sync = Sync.FULL
-    granularity: int = 0
-    on_source_error: OnError = OnError.REPORT
-    on_target_error: OnError = OnError.REPORT
-    unmap: bool = True
-    target_is_zero: bool = False
-    converge: float | None = None
 
 
 class MirrorJob(BlockJob):
-    """One mirror of a disk to a target that is at least as large.
+    """One mirror of a disk to a target.
 
     Args:
         id: The job's.
@@ -112,13 +74,8 @@ class MirrorJob(BlockJob):
         replaces: Node | None = None,
         **life: Unpack[Life],
     ) -> None:
+        plan.check()
         granularity = plan.granularity or granularity_for(target.node.allocation_unit)
-        if not GRANULARITY_LEAST <= granularity <= GRANULARITY_MOST:
-            raise JobError("Parameter 'granularity' expects a value in range [512B, 64MB]")
-        if not is_power_of_two(granularity):
-            raise JobError("Parameter 'granularity' expects a power of 2")
-        if target.size < source.size:
-            raise JobError(f"the target has {target.size} bytes, less than the {source.size} of the source")
         super().__init__(id, **life)
         self._granularity = granularity
         self._graph = graph
@@ -129,21 +86,35 @@ class MirrorJob(BlockJob):
         self._ending: End | None = None
         self._kicked = asyncio.Event()
         self._locks = RangeLock()
-        self._mover = Mover(graph.engine)
         self._deadline: float | None = None
+        self._has_told_of_deadline = False
         self._held = False
         """Whether the users wait, and the job's own requests with them: it goes past the handles then."""
         self._stumbled = False
         """Whether something failed since the last rest."""
         self._drain = AsyncExitStack()
+        self._bonds = ExitStack()
         self._name = f"#mirror of {id}"
-        self._virgin = DirtyBitmap("virgin", source.size, self._granularity)
-        """Where the target still reads as zeros, as it did at the start."""
+        self._copy_mode = plan.copy_mode
+        self._write_blocking: WriteBlocking | None = None
+        self._bitmap: DirtyBitmap | None = None
+        self._breakage = asyncio.Event()
+        """Set when a failure in the course of a user's request ends the job."""
+        self._broken: BlockError | None = None
+        buffer = max(plan.buffer, granularity)
+        self._crowd = min(WORKERS, max(1, buffer // BUFFER))
+        virgin = DirtyBitmap("virgin", source.size, granularity)
         if plan.target_is_zero:
-            self._virgin.set(0, source.size)
+            virgin.set(0, source.size)
+        self._goal = MirrorTarget(
+            target.node, Mover(graph.engine), virgin, unmap=plan.unmap, buffer=min(buffer, BUFFER)
+        )
         self._cursor = 0
         self._flying = 0
         """Bytes that are being copied."""
+        self._taken = 0
+        """Bytes whose marks were cleared to copy them, less those that were marked again for a failure."""
+        self._dirtied = Meter(self.clock)
 
     def complete(self) -> None:
         """Let the job end, and its users go to the target, as soon as both are the same."""
@@ -163,18 +134,108 @@ class MirrorJob(BlockJob):
         self._ending = how
         self._kicked.set()
 
+    async def change(self, copy_mode: CopyMode | None, converge: float | None) -> None:
+        """Take on another copy mode or deadline, in seconds from now.
+
+        Raises:
+            JobError: Not in this state, or no deadline.
+        """
+        require_accepted(self.id, self.status, Verb.CHANGE)
+        check_deadline(converge)
+        self._set_deadline(converge)
+        if copy_mode is not None:
+            self._copy_mode = copy_mode
+            await self._take_on_copy_mode()
+        self._kicked.set()
+
+    def _set_deadline(self, converge: float | None) -> None:
+        if converge is not None:
+            self._deadline = self.clock.now() + converge
+            self._has_told_of_deadline = False
+
+    async def _take_on_copy_mode(self) -> None:
+        """Begin or end to follow the source, once nothing is in flight there."""
+        if self._bitmap is None or self._follows is (self._write_blocking is not None):
+            return
+        node = self._source.node
+        if self._write_blocking is not None:
+            self._write_blocking.abandon()
+        async with self._graph.drained(node):
+            self._follow_or_leave()
+
+    def _follow_or_leave(self) -> None:
+        """Do what the copy mode says, unless the job has ended meanwhile, or somebody was faster."""
+        if self._bitmap is None or self._follows is (self._write_blocking is not None):
+            return
+        node = self._source.node
+        if self._follows:
+            self._write_blocking = WriteBlocking(self, node, self._goal, self._bitmap, self._locks)
+            follow(node, self._write_blocking)
+        else:
+            self._write_blocking = None
+            leave(node)
+
+    @property
+    def _follows(self) -> bool:
+        return self._copy_mode is CopyMode.WRITE_BLOCKING
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether what users change goes to the target at once, in copy mode `write-blocking`."""
+        return self.at_work and not (self.paused or self._stumbled or self._broken)
+
+    def passed_on(self, length: int) -> None:
+        """Count what went to the target so."""
+        self.current += length
+        self.total += length
+
+    def stumbled(self, error: BlockError) -> None:
+        """Deal with a failure in the course of a user's request."""
+        if not self.passes_on:
+            return
+        try:
+            self._stumble(error)
+        except BlockError as fatal:
+            self._broken = fatal
+            self._breakage.set()
+        self._kicked.set()
+
+    def _stumble(self, error: BlockError) -> None:
+        # The kernel copies both sides in one call, so the file says whose failure it was.
+        reading = error.filename in {node.filename for node in reachable(self._source.node)}
+        policy = self._plan.on_source_error if reading else self._plan.on_target_error
+        self._stumbled = True
+        self.failed(error, policy, reading=reading)
+
     async def run(self) -> None:
         """Copy, get ready, and keep in step until the end; the disk is drained then."""
+        excess = self._target.size - self._source.size
+        if excess < 0 or (excess and not self._plan.target_may_be_larger):
+            raise JobError("Source and target image have different sizes")
         why = f"block device is in use by block job: {self.type}"
         with self._graph.pinned(self._source.node, why):
-            await self._run()
+            tasks = [asyncio.ensure_future(each) for each in (self._run(), self._broke())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await next(task for task in tasks if task.done())
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _broke(self) -> None:
+        await self._breakage.wait()
+        assert self._broken is not None
+        raise self._broken
 
     async def _run(self) -> None:
         source = self._source
+        self._bonds.enter_context(self._graph.leading(source.node, self._target.node))
         bitmap = await add_bitmap(self._graph, source.node, self._name, granularity=self._granularity)
         bitmap.busy = True
-        if self._plan.converge is not None:
-            self._deadline = self.clock.now() + self._plan.converge
+        self._bitmap = bitmap
+        await self._take_on_copy_mode()
+        self._set_deadline(self._plan.converge)
         await self._mark_what_is_there(bitmap)
         while True:
             await self._catch_up(bitmap)
@@ -221,22 +282,45 @@ class MirrorJob(BlockJob):
         """
         before = 0
         while left := bitmap.count:
-            hurry = self._deadline is not None and self.clock.now() >= self._deadline
-            if hurry or (left <= HELD_MOST and left * 2 > before > 0):
+            if self._is_overdue():
+                self._tell_of_deadline(left)
+                return
+            if left <= HELD_MOST and left * 2 > before > 0:
                 return
             before = left
             await self._sweep(bitmap)
             await self.pause_point()
             await self._recover()
 
+    def _is_overdue(self) -> bool:
+        keeps_in_step = self.status is Status.READY and self._ending is None
+        return self._deadline is not None and self.clock.now() >= self._deadline and not keeps_in_step
+
+    def _tell_of_deadline(self, left: int) -> None:
+        """Say, once, that the users are held back for however much there is left."""
+        if not self._has_told_of_deadline:
+            self._has_told_of_deadline = True
+            self.tell("BLOCK_JOB_CONVERGING", {"type": self.type, "device": self.id, "dirty-bytes": left})
+
     async def _is_in_step(self, bitmap: DirtyBitmap) -> bool:
-        """Hold the users back, copy the rest, and tell whether both are the same, durably."""
+        """Hold the users back, copy the rest, and tell whether both are the same, durably.
+
+        What there is to flush is flushed first, so that they do not wait for much of it.
+        """
+        if not await self._flushed():
+            return False
         await self._drain.enter_async_context(self._graph.drained(self._source.node))
         self._held = True
         await self._sweep(bitmap)
-        if bitmap.count:
+        return not bitmap.count and await self._flushed()
+
+    async def _flushed(self) -> bool:
+        """Flush the target; tell whether that went well."""
+        try:
+            await self._target.node.flush()
+        except BlockError as error:
+            self._stumble(error)
             return False
-        await self._target.node.flush()
         return True
 
     async def _let_users_go_on(self) -> None:
@@ -247,7 +331,7 @@ class MirrorJob(BlockJob):
     async def _sweep(self, bitmap: DirtyBitmap) -> None:
         """Go over the disk once, and copy what is marked."""
         self._cursor = 0
-        crowd = 1 if self.speed else WORKERS
+        crowd = 1 if self.speed and not self._held else self._crowd
         tasks = [asyncio.ensure_future(self._copy_pieces(bitmap)) for _ in range(crowd)]
         try:
             await asyncio.gather(*tasks)
@@ -261,11 +345,11 @@ class MirrorJob(BlockJob):
             offset, length = piece
             self._flying += length
             try:
-                await self.pace(length)
-                async with self._locks.exclusive(offset, length):
-                    await self._copy(bitmap, offset, length)
+                if not self._held:
+                    await self.pace(length)
+                await self._copy(bitmap, offset, length)
             except BaseException:
-                bitmap.set(offset, length)
+                self._give_back(bitmap, offset, length)
                 raise
             finally:
                 self._flying -= length
@@ -274,12 +358,15 @@ class MirrorJob(BlockJob):
     def _next(self, bitmap: DirtyBitmap) -> tuple[int, int] | None:
         """Take the next marked range: its marks are cleared, so that nobody else takes it."""
         size = self._source.size
-        step = PIECE if not self.speed else max(self._granularity, min(PIECE, self.speed // 4))
+        step = PIECE if self._write_blocking is None or self._held else PIECE_BESIDE_USERS
+        if self.speed and not self._held:
+            step = min(step, self.speed // 4 + 1)
         step = align_up(step, self._granularity)
         for offset, length, dirty in bitmap.ranges(self._cursor, size - self._cursor):
             if dirty:
                 piece = min(length, step)
                 bitmap.reset(offset, piece)
+                self._taken += piece
                 self._cursor = offset + piece
                 return offset, piece
         self._cursor = size
@@ -287,49 +374,26 @@ class MirrorJob(BlockJob):
 
     async def _copy(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
         try:
-            async with AsyncExitStack() as stack:
-                if not self._held:
-                    await stack.enter_async_context(self._source.traffic)
-                    await stack.enter_async_context(self._target.traffic)
+            async with self._leave(), self._locks.exclusive(offset, length):
                 for span in coalesce(await self._source.node.allocation(offset, length)):
-                    await self._copy_span(span)
+                    await self._goal.copy(self._source.node, span)
         except BlockError as error:
-            bitmap.set(offset, length)
-            # The kernel copies both sides in one call, so the file says whose failure it was.
-            reading = error.filename in {node.filename for node in reachable(self._source.node)}
-            policy = self._plan.on_source_error if reading else self._plan.on_target_error
-            self._stumbled = True
-            self.failed(error, policy, reading=reading)
+            self._give_back(bitmap, offset, length)
+            self._stumble(error)
         else:
             self.current += length
 
-    async def _copy_span(self, span: Span) -> None:
-        offset, length = span.guest_offset, span.length
-        if span.kind is Kind.ZERO:
-            await self._zero(offset, length)
-        elif self._in_kernel(span):
-            await self._mover.move(span, self._target.node, offset)
-        else:
-            for done in range(0, length, BUFFER):
-                await self._copy_by_memory(offset + done, min(BUFFER, length - done))
-        first = align_down(offset, self._granularity)
-        self._virgin.reset(first, align_up(offset + length, self._granularity) - first)
+    def _give_back(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
+        bitmap.set(offset, length)
+        self._taken -= length
 
-    async def _zero(self, offset: int, length: int) -> None:
-        for start, count, untouched in self._virgin.ranges(offset, length):
-            if not untouched:
-                await self._target.node.write_zeroes(start, count, unmap=self._plan.unmap)
-
-    async def _copy_by_memory(self, offset: int, length: int) -> None:
-        buffer = bytearray(length)
-        await self._source.node.read_into(offset, memoryview(buffer))
-        await self._target.node.write(offset, buffer)
-
-    def _in_kernel(self, span: Span) -> bool:
-        node: Node = self._target.node
-        while isinstance(node, Mapper):
-            node = node.file
-        return all(isinstance(each, Leaf) and each.descriptor() is not None for each in (span.leaf, node))
+    def _leave(self) -> AbstractAsyncContextManager[None]:
+        """Return what counts a request of the job, and waits while somebody holds those back."""
+        if not self._held:
+            return self._source.traffic
+        if self._source.node in reachable(self._target.node):  # held back by ourselves
+            return nullcontext()
+        return self._target.traffic
 
     def _account(self, bitmap: DirtyBitmap) -> None:
         """Say how much is done, and how much it would be in all if nobody wrote any more."""
@@ -337,6 +401,35 @@ class MirrorJob(BlockJob):
         if size and bitmap.is_dirty(size - 1):
             left -= -size % self._granularity
         self.total = self.current + self._flying + left
+        self._dirtied.note(self._taken + left)
+
+    def hindrance(self) -> str | None:
+        """Say in words why the job is not ready."""
+        general = super().hindrance()
+        if general is not None or self.status is Status.READY or self._bitmap is None:
+            return general
+        left = self._bitmap.count
+        if self._held:
+            return f"its users wait while the last {left} bytes are copied"
+        rate, dirtied = self._moved.rate, self._dirtied.rate
+        if self.speed and self.speed <= dirtied:
+            return f"its users change {dirtied:.0f} bytes a second and its speed is {self.speed}"
+        if 0 < rate <= dirtied:
+            return f"its users change {dirtied:.0f} bytes a second and {rate:.0f} are copied"
+        return f"{left} bytes are still to be copied"
+
+    def query_progress(self) -> dict[str, Any]:
+        """Return what `query-job-progress` says, and what users do to the disk meanwhile."""
+        shown = super().query_progress()
+        if self._bitmap is not None:
+            self._account(self._bitmap)
+            shown["dirty-bytes"] = self._bitmap.count
+            shown["dirty-rate"] = round(self._dirtied.rate)
+            gain = self._moved.rate - self._dirtied.rate
+            shown.pop("seconds-left", None)
+            if gain > 0:
+                shown["seconds-left"] = round((self.total - self.current) / gain, 1)
+        return shown | {"copy-mode": self._copy_mode.value, "holds-users": self._held}
 
     async def commit(self) -> None:
         """Lead the users to the target."""
@@ -350,15 +443,13 @@ class MirrorJob(BlockJob):
 
     async def clean(self) -> None:
         """Let go of both nodes."""
-        await self._let_go()
-        await self._drain.aclose()
-
-    async def _let_go(self) -> None:
-        source = self._source
-        if not source.closed:
-            bitmap = source.node.bitmaps.get(self._name)
-            if bitmap is not None:
-                bitmap.busy = False
-                remove_bitmap(source.node, self._name)
-        for handle in (source, self._target):
+        self._copy_mode = CopyMode.BACKGROUND
+        await self._take_on_copy_mode()
+        self._bitmap = None
+        if not self._source.closed and self._name in self._source.node.bitmaps:
+            self._source.node.bitmaps[self._name].busy = False
+            remove_bitmap(self._source.node, self._name)
+        self._bonds.close()
+        for handle in (self._source, self._target):
             await self._graph.release(handle)
+        await self._drain.aclose()

@@ -46,6 +46,13 @@ class Progress:
             self._mark = (now, self.done)
         self._tell()
 
+    def reach(self, done: int, total: int) -> None:
+        """Say how far it is by now, of how much."""
+        if self._started is None:
+            self.start(total)
+        self.total = total
+        self.add(max(0, done - self.done))
+
     def finish(self) -> None:
         """Say that all is done, even if less turned up than was expected."""
         self.total = self.done = max(self.total, self.done)

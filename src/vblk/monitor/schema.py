@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal
 from msgspec import Struct, field
 
 from vblk.jobs.block_job import OnError
+from vblk.jobs.mirror_plan import CopyMode
 from vblk.jobs.states import Status
 
 
@@ -385,6 +386,14 @@ class BlockJobSpeed(BlockJobDevice):
     speed: int
 
 
+class BlockJobChange(Object, kw_only=True, tag_field="type", tag="mirror"):
+    """The arguments of `block-job-change`, which QEMU has since 8.2; `converge` is not in QEMU."""
+
+    id: str
+    copy_mode: CopyMode | None = None
+    converge: float | None = None
+
+
 class HumanLine(Object):
     """The arguments of `human-monitor-command`."""
 
@@ -435,6 +444,14 @@ class BlockJobPending(Object):
     id: str
 
 
+class BlockJobConverging(Object):
+    """The data of `BLOCK_JOB_CONVERGING`: from its deadline on a mirror holds users back; vblk's own."""
+
+    type: str
+    device: str
+    dirty_bytes: int
+
+
 class QuorumReportBad(Object):
     """The data of `QUORUM_REPORT_BAD`: a child that failed, or that most others contradict."""
 
@@ -457,6 +474,7 @@ EVENTS: Final[dict[str, type[Object]]] = {
     "BLOCK_EXPORT_DELETED": ExportDeleted,
     "BLOCK_JOB_CANCELLED": BlockJobFigures,
     "BLOCK_JOB_COMPLETED": BlockJobCompleted,
+    "BLOCK_JOB_CONVERGING": BlockJobConverging,
     "BLOCK_JOB_ERROR": BlockJobFailure,
     "BLOCK_JOB_PENDING": BlockJobPending,
     "BLOCK_JOB_READY": BlockJobFigures,

@@ -266,7 +266,7 @@ def test_a_new_speed_counts_for_what_waits_already() -> None:
 
 
 def test_no_speed_is_negative() -> None:
-    with pytest.raises(JobError, match="Invalid parameter 'speed'"):
+    with pytest.raises(JobError, match="Parameter 'speed' expects a non-negative value"):
         lived(nothing, speed=-1)
 
 

@@ -96,22 +96,23 @@ def test_what_cannot_be_mirrored_is_refused_and_leaves_nothing(tmp_path: Path) -
     async def session() -> None:
         async with monitor() as talk:
             await disk(talk)
-            await talk.add("small", "memory", size=SIZE // 2)
             await talk.add("target", "memory", size=SIZE)
             mirror = {"job_id": "m", "device": "disk", "sync": "full"}
             for arguments, said in (
                 ({**mirror, "target": "disk"}, "Can't mirror node into itself"),
                 ({**mirror, "target": "none"}, "Cannot find device='none' nor node-name='none'"),
-                ({**mirror, "target": "target", "copy_mode": "write-blocking"}, None),
-                ({**mirror, "target": "small"}, None),
                 ({**mirror, "target": "target", "granularity": 100}, None),
+                ({**mirror, "target": "target", "buf_size": -1}, "Invalid parameter 'buf-size'"),
+                ({**mirror, "target": "target", "converge": -1}, "Invalid parameter 'converge'"),
+                ({**mirror, "target": "target", "sync": "bitmap"}, "Sync mode 'bitmap' not supported"),
+                ({**mirror, "target": "target", "replaces": "x"}, "Failed to find node with node-name='x'"),
+                ({**mirror, "target": "target", "replaces": "target"}, None),
                 ({**mirror, "target": "target", "job_id": "1"}, "Invalid job ID '1'"),
             ):
                 answer = await talk.refused("blockdev-mirror", **arguments)
                 assert answer == said or said is None
             assert (talk.daemon.jobs, talk.events) == ({}, [])
             await talk.call("blockdev-del", node_name="target")
-            await talk.call("blockdev-del", node_name="small")
 
     asyncio.run(session())
 
@@ -135,5 +136,36 @@ def test_a_daemon_ends_whatever_its_job_waits_for(state: str) -> None:
             await asyncio.wait_for(talk.daemon.close(), 60)
             await writing
             assert job.error == "Operation canceled"
+
+    asyncio.run(session())
+
+
+def test_a_running_mirror_takes_on_another_copy_mode_and_tells_how_it_gets_on() -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            guest = await disk(talk)
+            await talk.add("target", "memory", size=SIZE)
+            await talk.call("blockdev-mirror", job_id="m", device="disk", target="target", sync="full")
+            await ready(talk, "m")
+            await talk.call("block-job-change", id="m", type="mirror", copy_mode="write-blocking")
+            await guest.write(0, b"both")
+            target = talk.daemon.graph.find("target")
+            assert await target.read(0, 4) == b"both"
+            (shown,) = await talk.call("query-job-progress")
+            assert list(shown)[:5] == ["id", "type", "status", "offset", "length"]
+            assert (shown["copy-mode"], shown["dirty-bytes"]) == ("write-blocking", 0)
+            assert "reason" not in shown
+            said = await talk.refused("block-job-change", id="m", type="mirror")
+            assert said == "Parameter 'copy-mode' is missing"
+            said = await talk.refused("block-job-change", id="x", type="mirror", converge=1)
+            assert said == "Block job 'x' not found"
+            await talk.call("block-job-pause", device="m")
+            await told(talk, "JOB_STATUS_CHANGE", id="m", status="standby")
+            (shown,) = await talk.call("query-job-progress")
+            assert shown["reason"] == "it is paused: resume it"
+            busy = "Node 'disk' is busy: block device is in use by block job: mirror"
+            await talk.add("second", "memory", size=SIZE)
+            second = {"job_id": "n", "device": "disk", "target": "second", "sync": "full"}
+            assert await talk.refused("blockdev-mirror", **second) == busy
 
     asyncio.run(session())

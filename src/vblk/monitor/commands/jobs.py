@@ -7,8 +7,9 @@ from typing import Any
 
 from vblk.jobs.block_job import BlockJob
 from vblk.jobs.job import Job
+from vblk.jobs.mirror import MirrorJob
 from vblk.monitor.daemon import Daemon
-from vblk.monitor.schema import BlockJobCancel, BlockJobDevice, BlockJobSpeed, JobId
+from vblk.monitor.schema import BlockJobCancel, BlockJobChange, BlockJobDevice, BlockJobSpeed, JobId
 from vblk.monitor.table import CommandTable
 from vblk.wire.qmp import ErrorClass, QmpError
 
@@ -43,6 +44,12 @@ def find_block_job(daemon: Daemon, id: str) -> BlockJob:
 async def query_jobs(daemon: Daemon) -> list[dict[str, Any]]:
     """Show all jobs."""
     return [job.query() for job in daemon.jobs.values()]
+
+
+@TABLE.command("query-job-progress")
+async def query_job_progress(daemon: Daemon) -> list[dict[str, Any]]:
+    """Show how fast all jobs get on, and what keeps them; the command is vblk's own."""
+    return [job.query_progress() for job in daemon.jobs.values()]
 
 
 @TABLE.command("job-pause")
@@ -91,6 +98,17 @@ async def query_block_jobs(daemon: Daemon) -> list[dict[str, Any]]:
 async def block_job_set_speed(daemon: Daemon, arguments: BlockJobSpeed) -> None:
     """Limit what a job moves in a second."""
     find_block_job(daemon, arguments.device).set_speed(arguments.speed)
+
+
+@TABLE.command("block-job-change")
+async def block_job_change(daemon: Daemon, arguments: BlockJobChange) -> None:
+    """Give a running mirror another copy mode or deadline."""
+    job = find_block_job(daemon, arguments.id)
+    if not isinstance(job, MirrorJob):
+        raise QmpError(f"Job '{arguments.id}' is no mirror")
+    if arguments.copy_mode is None and arguments.converge is None:
+        raise QmpError("Parameter 'copy-mode' is missing")
+    await job.change(arguments.copy_mode, arguments.converge)
 
 
 @TABLE.command("block-job-cancel", out_of_band=True)

@@ -12,11 +12,14 @@ from dataclasses import replace
 from vblk.aio.clock import LoopClock
 from vblk.creating import creator_of
 from vblk.errors import GraphError
+from vblk.filters.copies import CopiesNode
 from vblk.graph.creation import FileOptions, Wish
 from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING
-from vblk.graph.node import Node
+from vblk.graph.node import Filter, Node
+from vblk.graph.registry import Graph
 from vblk.jobs.block_job import OnError
-from vblk.jobs.mirror import MirrorJob, Plan, Sync
+from vblk.jobs.mirror import MirrorJob
+from vblk.jobs.mirror_plan import BUFFER_DEFAULT, CopyMode, Plan, Sync
 from vblk.jobs.target import make_image
 from vblk.monitor.commands.creating import require_new_job
 from vblk.monitor.daemon import Daemon
@@ -28,28 +31,33 @@ from vblk.wire.qmp import QmpError
 TABLE = CommandTable()
 
 
-class CopyMode(enum.Enum):
-    """When what users write comes to the target."""
+class SyncMode(enum.Enum):
+    """What QEMU copies in jobs of all kinds; not all of it is for mirrors."""
 
-    BACKGROUND = "background"
-    WRITE_BLOCKING = "write-blocking"
+    TOP = "top"
+    FULL = "full"
+    NONE = "none"
+    INCREMENTAL = "incremental"
+    BITMAP = "bitmap"
 
 
 class MirrorOptions(Object, kw_only=True):
-    """What both commands take."""
+    """What both commands take. `converge`, in seconds, is not in QEMU; see `Plan`."""
 
     job_id: str | None = None
     device: str
     target: str
     replaces: str | None = None
-    sync: Sync
+    sync: SyncMode
     speed: int = 0
     granularity: int = 0
+    buf_size: int = 0
     on_source_error: OnError = OnError.REPORT
     on_target_error: OnError = OnError.REPORT
     copy_mode: CopyMode = CopyMode.BACKGROUND
     auto_finalize: bool = True
     auto_dismiss: bool = True
+    converge: float | None = None
 
 
 class BlockdevMirror(MirrorOptions, kw_only=True):
@@ -68,7 +76,7 @@ class DriveMirror(MirrorOptions, kw_only=True):
 @TABLE.command("blockdev-mirror")
 async def blockdev_mirror(daemon: Daemon, arguments: BlockdevMirror) -> None:
     """Mirror a disk to a node."""
-    source = _source(daemon, arguments)
+    source = daemon.find_either(arguments.device)
     target = daemon.find_either(arguments.target)
     if source is target:
         raise QmpError("Can't mirror node into itself")
@@ -78,7 +86,7 @@ async def blockdev_mirror(daemon: Daemon, arguments: BlockdevMirror) -> None:
 @TABLE.command("drive-mirror")
 async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
     """Mirror a disk to an image, which is made unless it is there."""
-    source = _source(daemon, arguments)
+    source = daemon.find_either(arguments.device)
     if arguments.node_name is not None:
         check_node_name(arguments.node_name)
     makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
@@ -97,26 +105,26 @@ async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
         raise
 
 
-def _source(daemon: Daemon, arguments: MirrorOptions) -> Node:
-    if arguments.copy_mode is CopyMode.WRITE_BLOCKING:
-        raise QmpError("copy-mode=write-blocking is not in this version of vblk")
-    return daemon.find_either(arguments.device)
-
-
 async def _start(
     daemon: Daemon, source: Node, target: Node, arguments: MirrorOptions, *, unmap: bool, is_new: bool
 ) -> None:
     graph = daemon.graph
     id = arguments.job_id or arguments.device
     require_new_job(daemon, id)
-    replaces = None if arguments.replaces is None else daemon.find_either(arguments.replaces)
+    if arguments.sync in (SyncMode.INCREMENTAL, SyncMode.BITMAP):
+        raise QmpError(f"Sync mode '{arguments.sync.value}' not supported")
+    graph.require_unpinned(source)
+    replaces = None if arguments.replaces is None else _replaced(graph, source, arguments.replaces)
     plan = Plan(
-        sync=arguments.sync,
+        sync=Sync(arguments.sync.value),
         granularity=arguments.granularity,
         on_source_error=arguments.on_source_error,
         on_target_error=arguments.on_target_error,
         unmap=unmap,
         target_is_zero=is_new,
+        converge=arguments.converge,
+        copy_mode=arguments.copy_mode,
+        buffer=arguments.buf_size or BUFFER_DEFAULT,
     )
     reading = graph.hold(source, f"block job '{id}'", READING)
     try:
@@ -144,3 +152,20 @@ async def _start(
         raise
     daemon.jobs[id] = job
     job.start()
+
+
+def _replaced(graph: Graph, source: Node, name: str) -> Node:
+    """Return the node whose users are to go to the target: one that shows what the source shows."""
+    waiting = [source]
+    while waiting:
+        node = waiting.pop()
+        if node.name == name:
+            return node
+        if isinstance(node, Filter | CopiesNode):
+            waiting += [edge.node for edge in node.children.values()]
+    if all(node.name != name for node in graph.nodes()):
+        raise QmpError(f"Failed to find node with node-name='{name}'")
+    raise QmpError(
+        f"Cannot replace '{name}' by a node mirrored from '{source.name}', because it cannot be guaranteed"
+        " that doing so would not lead to an abrupt change of visible data"
+    )

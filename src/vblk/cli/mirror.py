@@ -1,0 +1,201 @@
+"""`vblk mirror`: a disk is copied by the mirror job, here or in a running daemon.
+
+Owns: the two ways. On its own the command opens both images, and ends when the target
+is a copy; in a daemon it starts the job, shows how far it is until it is ready, and
+with `--pivot` leads the disk's users to the target.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from vblk.aio.clock import LoopClock
+from vblk.cli.command import Verb, flag, option
+from vblk.cli.console import Console
+from vblk.cli.copy_target import TargetArguments, check_target, opened_target, target_options, wanted_image
+from vblk.cli.creation import options_help, read_options
+from vblk.cli.failure import SUCCESS, Failure
+from vblk.cli.images import image_graph, image_options, open_named
+from vblk.cli.progress_view import progress_option, shown_progress
+from vblk.cli.values import SecondsType, SizeType, WordType
+from vblk.graph.edge import IDLE, SHARED_BY_WRITER, WRITING
+from vblk.graph.edges import Rewiring
+from vblk.graph.handle import Handle
+from vblk.graph.registry import Graph
+from vblk.jobs.job import woken
+from vblk.jobs.mirror import MirrorJob
+from vblk.jobs.mirror_plan import Plan, Sync
+from vblk.jobs.progress import Progress
+from vblk.jobs.states import Status
+
+LOOK_SECONDS = 0.1
+"""The progress is looked at so often."""
+
+
+@dataclass(slots=True)
+class Arguments(TargetArguments):
+    """The words of one call."""
+
+    sync: str
+    rate: int
+    granularity: int
+    daemon: str | None
+    job_id: str | None
+    copy_mode: str | None
+    converge: float | None
+    pivot: bool
+    quiet: bool
+    progress: bool
+    progress_format: str | None
+
+    def two_operands(self) -> tuple[str, str]:
+        """Return source and target.
+
+        Raises:
+            Failure: These are not two.
+        """
+        if len(self.operands) != 2:
+            raise Failure("Expecting a source and a target", hint=True)
+        return self.operands[0], self.operands[1]
+
+
+async def run_here(arguments: Arguments, console: Console) -> int:
+    """Mirror one image to another."""
+    options = read_options(arguments.options)
+    if options.wants_help:
+        console.print(*options_help(arguments.form, with_file=len(arguments.operands) > 1))
+        return SUCCESS
+    for name, value in (
+        ("--pivot", arguments.pivot),
+        ("--converge", arguments.converge),
+        ("--copy-mode", arguments.copy_mode),
+        ("--job-id", arguments.job_id),
+    ):
+        if value:
+            raise Failure(f"{name} is for a disk in use: say which daemon has it with --daemon")
+    check_target(arguments)
+    creation = None if arguments.skip_create else wanted_image(arguments, options.values)
+    source, target = arguments.two_operands()
+    async with image_graph(arguments, console) as graph:
+        disk = await open_named(graph, source, arguments, console)
+        async with opened_target(graph, arguments, target, disk.size, creation, console) as goal:
+            plan = Plan(
+                sync=Sync(arguments.sync),
+                granularity=arguments.granularity,
+                target_is_zero=goal.is_zero,
+                target_may_be_larger=True,
+            )
+            graph.rewire(Rewiring(access={goal.handle.edge: IDLE}))  # the job writes, not we
+            with shown_progress(
+                console,
+                wanted=arguments.progress,
+                form=arguments.progress_format,
+                quiet=arguments.quiet,
+                what="mirror",
+            ) as progress:
+                await _mirror(graph, disk, goal.handle, plan, arguments.rate, progress)
+    return SUCCESS
+
+
+async def _mirror(
+    graph: Graph, disk: Handle, goal: Handle, plan: Plan, rate: int, progress: Progress | None
+) -> None:
+    clock = LoopClock()
+    news = asyncio.Event()
+    job = MirrorJob(
+        "mirror",
+        graph,
+        disk,
+        graph.hold(goal.node, "the mirror", WRITING, SHARED_BY_WRITER),
+        plan,
+        listener=lambda job, event, data: news.set(),
+        clock=clock,
+        speed=rate,
+    )
+    job.start()
+    try:
+        while job.at_work:
+            news.clear()
+            if job.status is Status.READY:
+                job.cancel()  # nobody writes: the target is the disk
+                break
+            await woken(news, clock.sleep(LOOK_SECONDS))
+            if progress is not None:
+                progress.reach(job.current, job.total)
+        await job.ended()
+    except BaseException:
+        job.give_up()
+        await job.ended()
+        raise
+    if job.error is not None:
+        raise Failure(job.error)
+    if progress is not None:
+        progress.finish()
+
+
+def run(arguments: Arguments, console: Console) -> Coroutine[Any, Any, int] | int:
+    """Mirror here, or have a daemon do it."""
+    if arguments.daemon is None:
+        return run_here(arguments, console)
+    from vblk.cli.mirror_remote import run_there
+
+    return run_there(arguments, console)
+
+
+VERB = Verb(
+    "mirror",
+    run,
+    Arguments,
+    [
+        *target_options(),
+        option(
+            "--sync",
+            metavar="full|top|none",
+            default="full",
+            type=WordType(("full", "top", "none"), "--sync must be full, top or none"),
+            help="What is copied at first: all, the default; what the top image holds; nothing.",
+        ),
+        option(
+            "-r",
+            "rate",
+            metavar="RATE",
+            default=0,
+            type=SizeType("rate limit", 1),
+            help="Bytes a second at most.",
+        ),
+        option(
+            "--granularity",
+            metavar="SIZE",
+            default=0,
+            type=SizeType("granularity"),
+            help="In what pieces changes are noted: 512 to 64M, a power of 2.",
+        ),
+        option("--daemon", metavar="SOCKET", help="Mirror a disk of the daemon that listens there."),
+        option("--job-id", metavar="ID", help="The job's name there; mirror, unless it is given."),
+        option(
+            "--copy-mode",
+            metavar="MODE",
+            type=WordType(
+                ("background", "write-blocking"), "--copy-mode must be background or write-blocking"
+            ),
+            help="There: write-blocking writes to both disks at once, so that the copy always gets done.",
+        ),
+        option(
+            "--converge",
+            metavar="SECONDS",
+            type=SecondsType("--converge"),
+            help="There: after so long its users wait while the rest is copied.",
+        ),
+        flag("--pivot", help="There: lead the disk's users to the target when it is ready."),
+        flag("-q", "quiet", help="Say nothing but errors."),
+        flag("-p", "progress", help="Show how far it is."),
+        progress_option(),
+        *image_options(),
+    ],
+    operands="SOURCE TARGET",
+    help="Copy a disk by the mirror job. On its own: from an image to one that is made, as convert does. "
+    "With --daemon: SOURCE is a node there, TARGET a node or the name of an image that the daemon makes "
+    "(opens, with -n); the command ends when the job is ready, or with --pivot when the disk's users are "
+    "on the target.",
+)

@@ -1,0 +1,73 @@
+"""The target of a mirror: how a span of the source, or what a user wrote, comes to it.
+
+Owns: which means are used, and what of the target still reads as zeros as it did at
+the start, so that zeros are not written there.
+
+Ordering rule: a range counts as zeros no more before anything else is written to it.
+"""
+
+from vblk.extent import Kind
+from vblk.graph.dirty_bitmap import DirtyBitmap
+from vblk.graph.mapper import Mapper
+from vblk.graph.node import Buffer, Leaf, Node, Span
+from vblk.graph.plane import Mover
+from vblk.units import align_down, align_up
+
+
+class MirrorTarget:
+    """The node that a mirror writes to.
+
+    Args:
+        node: It.
+        mover: The data plane.
+        virgin: Where it reads as zeros already.
+        unmap: Whether what reads as zeros takes no space there.
+        buffer: The most bytes that pass through memory at a time.
+    """
+
+    def __init__(self, node: Node, mover: Mover, virgin: DirtyBitmap, *, unmap: bool, buffer: int) -> None:
+        self.node = node
+        self._mover = mover
+        self._virgin = virgin
+        self._unmap = unmap
+        self._buffer = buffer
+
+    async def copy(self, source: Node, span: Span) -> None:
+        """Let a span of the source be on the target as well."""
+        offset, length = span.guest_offset, span.length
+        if span.kind is Kind.ZERO:
+            await self.zero(offset, length)
+            return
+        self._touch(offset, length)
+        if self._in_kernel(span):
+            await self._mover.move(span, self.node, offset)
+            return
+        for done in range(0, length, self._buffer):
+            await self._copy_by_memory(source, offset + done, min(self._buffer, length - done))
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write what a user wrote to the source."""
+        self._touch(offset, len(data))
+        await self.node.write(offset, data)
+
+    async def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Let a range read as zeros; with `unmap` it may lose its space, if that is wanted at all."""
+        for start, count, untouched in self._virgin.ranges(offset, length):
+            if not untouched:
+                await self.node.write_zeroes(start, count, unmap=unmap and self._unmap)
+
+    async def _copy_by_memory(self, source: Node, offset: int, length: int) -> None:
+        buffer = bytearray(length)
+        await source.read_into(offset, memoryview(buffer))
+        await self.node.write(offset, buffer)
+
+    def _in_kernel(self, span: Span) -> bool:
+        node = self.node
+        while isinstance(node, Mapper):
+            node = node.file
+        return all(isinstance(each, Leaf) and each.descriptor() is not None for each in (span.leaf, node))
+
+    def _touch(self, offset: int, length: int) -> None:
+        unit = self._virgin.granularity
+        first = align_down(offset, unit)
+        self._virgin.reset(first, align_up(offset + length, unit) - first)

@@ -1,0 +1,141 @@
+"""`vblk mirror` and `vblk jobs`: on their own, and with a daemon whose disk is in use."""
+
+import json
+import os
+import random
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import call, good
+from tests.support.qmp import OURS, QEMU, Talk
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """A raw disk with something on it."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(random.Random(1).randbytes(MIB) + bytes(2 * MIB) + b"e" * MIB)
+    return path
+
+
+@pytest.mark.parametrize("form", ["raw", "vhdx", "qcow2"])
+def test_an_image_is_mirrored_to_one_that_is_made(tmp_path: Path, disk: Path, form: str) -> None:
+    target = tmp_path / "copy"
+    assert good("mirror", "-f", "raw", "-O", form, disk, target) == ""
+    good("compare", "-q", "-f", "raw", "-F", form, disk, target)
+
+
+def test_an_existing_target_is_written_in_place_with_n(tmp_path: Path, disk: Path) -> None:
+    target = tmp_path / "copy"
+    target.write_bytes(b"x" * SIZE)
+    inode = os.stat(target).st_ino
+    good("mirror", "-f", "raw", "-n", disk, target)
+    assert target.read_bytes() == disk.read_bytes()
+    assert os.stat(target).st_ino == inode
+
+
+def test_progress_comes_as_json_lines(tmp_path: Path, disk: Path) -> None:
+    outcome = call("mirror", "-f", "raw", "--progress", "json", disk, tmp_path / "copy")
+    records = [json.loads(line) for line in outcome.err.splitlines()]
+    assert outcome.status == 0
+    assert records[-1] | {"rate": 0, "eta": 0} == {
+        "offset": SIZE,
+        "length": SIZE,
+        "percent": 100.0,
+        "rate": 0,
+        "eta": 0,
+        "finished": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a"], "Expecting a source and a target"),
+        (["--pivot", "a", "b"], "--pivot is for a disk in use: say which daemon has it with --daemon"),
+        (["--converge", "x", "a", "b"], "--converge takes a number of seconds, not 'x'"),
+        (["--sync", "some", "a", "b"], "--sync must be full, top or none"),
+        (["--daemon", "s", "-o", "size=1", "a", "b"], "-o cannot be used with --daemon"),
+        (["--daemon", "nobody.sock", "a", "b"], "Failed to connect to 'nobody.sock'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(words: list[str], said: str) -> None:
+    outcome = call("mirror", *words)
+    assert outcome.status == 1
+    assert said in outcome.err
+
+
+def test_a_target_that_is_too_small_is_refused_and_left_alone(tmp_path: Path, disk: Path) -> None:
+    target = tmp_path / "copy"
+    target.write_bytes(b"x" * MIB)
+    outcome = call("mirror", "-f", "raw", "-n", disk, target)
+    assert outcome.status == 1
+    assert target.read_bytes() == b"x" * MIB
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, disk: Path) -> Generator[Talk]:
+    """A daemon with the disk, and a monitor for others."""
+    monitor = ("--chardev", "socket,id=s,path=qmp.sock,server=on,wait=off", "--monitor", "s")
+    with Talk(OURS, *monitor, folder=tmp_path) as talk:
+        talk.begin()
+        talk.call(
+            "blockdev-add", driver="raw", node_name="disk", file={"driver": "file", "filename": str(disk)}
+        )
+        yield talk
+
+
+def test_a_disk_of_a_daemon_is_mirrored_and_its_users_are_moved(
+    tmp_path: Path, disk: Path, daemon: Talk
+) -> None:
+    daemon.call("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp_path / "nbd.sock")}})
+    daemon.call("block-export-add", type="nbd", id="e", node_name="disk", writable=True)
+    target = tmp_path / "copy.vhdx"
+    good("mirror", "--daemon", tmp_path / "qmp.sock", "-O", "vhdx", "--copy-mode", "write-blocking",
+         "--converge", "30", "--pivot", "disk", target)  # fmt: skip
+    (export,) = daemon.call("query-block-exports")
+    assert export["node-name"] != "disk"
+    assert good("jobs", tmp_path / "qmp.sock") == "No active jobs\n"
+    assert daemon.end() == 0
+    good("compare", "-q", "-f", "raw", "-F", "vhdx", disk, target)
+
+
+def test_without_pivot_the_job_stays_ready_and_is_shown(tmp_path: Path, daemon: Talk) -> None:
+    socket = tmp_path / "qmp.sock"
+    (tmp_path / "copy").write_bytes(bytes(SIZE))
+    file = {"driver": "file", "filename": str(tmp_path / "copy")}
+    daemon.call("blockdev-add", driver="raw", node_name="target", file=file)
+    good("mirror", "--daemon", socket, "--job-id", "m", "disk", "target")
+    head, line = good("jobs", socket).splitlines()
+    assert head.split() == ["ID", "TYPE", "STATUS", "DONE", "LENGTH", "RATE", "LEFT", "DIRTY", "REASON"]
+    assert line.startswith("m   mirror  ready   4 MiB (100.0 %)  4 MiB")
+    (job,) = json.loads(good("jobs", "--json", socket))
+    assert (job["offset"], job["length"], job["dirty-bytes"], job["holds-users"]) == (SIZE, SIZE, 0, False)
+    daemon.call("block-job-cancel", device="m")
+
+
+def test_a_refusal_of_the_daemon_is_told_in_its_words(tmp_path: Path, daemon: Talk) -> None:
+    outcome = call("mirror", "--daemon", tmp_path / "qmp.sock", "nobody", "disk")
+    assert outcome.status == 1
+    assert outcome.err == "vblk: Cannot find device='nobody' nor node-name='nobody'\n"
+    outcome = call("mirror", "--daemon", tmp_path / "qmp.sock", "-n", "disk", "disk")
+    assert "is a node of the daemon" in outcome.err
+
+
+@pytest.mark.interop
+def test_jobs_of_qemus_daemon_are_shown_too(tmp_path: Path, disk: Path) -> None:
+    (tmp_path / "copy").write_bytes(bytes(SIZE))
+    monitor = ("--chardev", "socket,id=s,path=qmp.sock,server=on,wait=off", "--monitor", "s")
+    with Talk(QEMU, *monitor, folder=tmp_path) as talk:
+        talk.begin()
+        for name, path in (("disk", disk), ("copy", tmp_path / "copy")):
+            file = {"driver": "file", "filename": str(path)}
+            talk.call("blockdev-add", driver="raw", node_name=name, file=file)
+        talk.call("blockdev-mirror", job_id="m", device="disk", target="copy", sync="full", speed=1 << 16)
+        (line,) = good("jobs", tmp_path / "qmp.sock").splitlines()[1:]
+        assert line.startswith("m   mirror  running")
