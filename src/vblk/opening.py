@@ -41,9 +41,11 @@ FORMATS = {
 FILTERS = {
     "blkdebug": "vblk.filters.fault",
     "blkverify": "vblk.filters.blkverify",
+    "copy-before-write": "vblk.filters.copy_before_write",
     "copy-on-read": "vblk.filters.copy_on_read",
     "delay": "vblk.filters.delay",
     "quorum": "vblk.filters.quorum",
+    "snapshot-access": "vblk.filters.snapshot_access",
     "throttle": "vblk.filters.throttle",
 }
 KNOWN_ELSEWHERE = frozenset(

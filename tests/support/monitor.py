@@ -3,6 +3,7 @@
 Owns: the daemon, and the events that it told.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from io import StringIO
@@ -47,6 +48,24 @@ class Monitor:
     async def add(self, name: str, driver: str = "null-co", **options: Any) -> None:
         """Add a node."""
         await self.call("blockdev-add", driver=driver, node_name=name, **options)
+
+
+async def told(talk: Monitor, event: str, **data: Any) -> None:
+    """Wait until an event with these data was told."""
+
+    def is_it(name: str, said: Mapping[str, Any]) -> bool:
+        return name == event and data.items() <= said.items()
+
+    news = asyncio.Event()
+
+    def note(name: str, said: Mapping[str, Any], _: int) -> None:
+        if is_it(name, said):
+            news.set()
+
+    talk.daemon.listeners.append(note)
+    if not any(is_it(*each) for each in talk.events):
+        await asyncio.wait_for(news.wait(), 60)
+    talk.daemon.listeners.remove(note)
 
 
 @asynccontextmanager

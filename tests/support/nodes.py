@@ -385,6 +385,21 @@ async def _copy_on_read(bench: Bench) -> Made:
     return Made(node, overlay.content)
 
 
+async def _copy_before_write(bench: Bench) -> Made:
+    below = await _raw(_SIZE)(bench)
+    bench.graph.add(MemoryNode("kept", size=_SIZE))
+    options = {"driver": "copy-before-write", "file": below.node.name, "target": "kept"}
+    return Made(await bench.open(options), below.content, resizable=False)
+
+
+async def _snapshot_access(bench: Bench) -> Made:
+    made = await _copy_before_write(bench)
+    node = await bench.open({"driver": "snapshot-access", "file": made.node.name}, read_only=True)
+    await made.node.write(70 * KIB, bytes(100 * KIB))
+    await made.node.write(_SIZE - 1000, b"later")
+    return Made(node, made.content, resizable=False)
+
+
 async def _snapshot(bench: Bench) -> Made:
     base = await _raw(_SIZE, read_only=True)(bench)
     return Made(await snapshot.put_over(bench.graph, base.node), base.content)
@@ -446,6 +461,8 @@ BUILDERS: dict[str, Builder] = {
     "blkdebug": _blkdebug(),
     "blkdebug-aligned": _blkdebug(align=4096),
     "copy-on-read": _copy_on_read,
+    "copy-before-write": _copy_before_write,
+    "snapshot-access": _snapshot_access,
     "throttle": _filter(**{"driver": "throttle", "throttle-group": "group"}),
     "delay": _filter(
         **{"driver": "delay", "read-latency-ns": 1, "write-latency-ns": 2, "flush-latency-ns": 3}

@@ -11,7 +11,6 @@ from vblk.cli.console import Console
 from vblk.cli.failure import FAILURE, Failure
 
 _REASONS: Final = {
-    "bitmap": "no format of this version has bitmaps",
     "snapshot": "no format of this version has snapshots",
 }
 

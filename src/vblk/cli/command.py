@@ -12,7 +12,7 @@ import click
 
 from vblk.cli.console import Console
 from vblk.cli.failure import Failure
-from vblk.cli.scan import ScanError, scan_arguments
+from vblk.cli.scan import Scan, ScanError, scan_arguments
 
 A = TypeVar("A")
 
@@ -87,16 +87,27 @@ class Verb(click.Command, Generic[A]):
         """Run the verb, or return the coroutine that does."""
         return self._run(arguments, console)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Scan with GNU's rules; let click convert the values in the order given."""
-        by_name = {
+    def _options(self) -> dict[str, click.Option]:
+        return {
             name: param for param in self.params if isinstance(param, click.Option) for name in param.opts
         }
-        table = {name: not param.is_flag for name, param in by_name.items()}
+
+    def scan(self, words: Sequence[str]) -> Scan:
+        """Divide words into options, in their order, and operands.
+
+        Raises:
+            Failure: A word is no option, or lacks its value.
+        """
+        table = {name: not param.is_flag for name, param in self._options().items()}
         try:
-            scan = scan_arguments(args, table | {"-h": False, "--help": False})
+            return scan_arguments(words, table | {"-h": False, "--help": False})
         except ScanError as error:
             raise Failure(str(error), hint=True) from None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Scan with GNU's rules; let click convert the values in the order given."""
+        scan = self.scan(args)
+        by_name = self._options()
         if any(spelling in ("-h", "--help") for spelling, _ in scan.options):
             raise HelpWanted
         values: dict[str, Any] = {}

@@ -250,11 +250,15 @@ class Service:
 
     async def _add_export(self, server: "NbdServer") -> "NbdExport":
         from vblk.exports.nbd import NbdExport
+        from vblk.exports.nbd.export import NamedBitmap
+        from vblk.graph.recording import find_below
 
         arguments = self._arguments
         handle = await self._open(server.graph)
-        if arguments.bitmaps:
-            raise Failure(f"Bitmap '{arguments.bitmaps[0]}' is not found")
+        try:
+            bitmaps = [NamedBitmap(name, find_below(handle.node, name)) for name in arguments.bitmaps]
+        except BlockError as error:
+            raise Failure(error.message) from error
         export = NbdExport(
             "nbd",
             server.graph,
@@ -262,6 +266,7 @@ class Service:
             name=arguments.export_name or "",
             description=arguments.description or "",
             writable=not arguments.read_only,
+            bitmaps=bitmaps,
             allocation_depth=arguments.allocation_depth,
             multi_conn=self._shared != 1,
         )

@@ -27,6 +27,12 @@ VERBS: Final[dict[str, Entry]] = {
         "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] "
         "[-o offset] [--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
     ),
+    "bitmap": Entry(
+        "bitmap",
+        "Change the dirty bitmaps that an image keeps.",
+        "(--merge SOURCE | --add | --remove | --clear | --enable | --disable)... "
+        "[-b source_file [-F source_fmt]] [-g granularity] [--image-opts] [-f fmt] filename bitmap",
+    ),
     "chain": Entry(
         "chain", "Show an image and all its parents as a tree.", f"[--output=ofmt] {COMMON} filename"
     ),
@@ -124,7 +130,7 @@ VERBS: Final[dict[str, Entry]] = {
     ),
 }
 
-ABSENT: Final = ("bitmap", "snapshot")
+ABSENT: Final = ("snapshot",)
 """Verbs of qemu-img that this version answers with a sentence."""
 
 UNLISTED: Final = {"amend": "amend"}

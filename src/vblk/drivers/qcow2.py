@@ -9,12 +9,14 @@ file is, `vblk.drivers.qcow2_backing`; how the image is written,
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vblk.drivers.plan_node import PlanNode
 from vblk.errors import BlockError, CorruptImage, OutOfRange, Reason, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.qcow2 import Qcow2Image, Snapshot, load_image, read_snapshots, unpack
+from vblk.formats.qcow2.bitmaps import Directory, read_directory
+from vblk.formats.qcow2.layout import BITMAPS, EXTENSION_BITMAPS
 from vblk.graph.edge import Role
 from vblk.graph.node import Node, Preallocation
 from vblk.graph.site import Site
@@ -25,6 +27,8 @@ from vblk.units import MIB
 if TYPE_CHECKING:
     from vblk.drivers.qcow2_writer import Qcow2Writer
     from vblk.formats.qcow2.check import CheckReport
+
+_BEHIND_BITMAPS: Final = frozenset(("refcount-bits", "corrupt", "extended-l2"))
 
 CACHE_BYTES = 16 * MIB
 """How much of the tables is kept in memory."""
@@ -47,6 +51,8 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
         page_size = image.geometry.page_size
         pages = PageCache[bytes](page_size=page_size, limit_pages=CACHE_BYTES // page_size)
         super().__init__(name, filename, file=file, pages=pages)
+        self.directory = Directory()
+        """The bitmaps that the file keeps."""
         self.adopt(image)
 
     def adopt(self, image: Qcow2Image) -> None:
@@ -117,6 +123,8 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
                 f"preallocation={preallocation.value} of qcow2 images is not in this version of vblk",
                 filename=self.filename,
             )
+        for bitmap in self.bitmaps.values():
+            bitmap.require_consistent()
         if size < self.size and self.image.header.snapshots:
             raise Unsupported("Can't make an image smaller that has snapshots", filename=self.filename)
         await writer.resize(size)
@@ -137,6 +145,66 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
         self._writer = Qcow2Writer(self)
         self.read_only = False
 
+    async def begin_bitmaps(self) -> None:
+        """Have the bitmaps that the image keeps; while it may be written nobody trusts those of the file.
+
+        Raises:
+            CorruptImage: They cannot be right, and would be lost by a change of the image.
+        """
+        header = self.image.header
+        if header.extension(EXTENSION_BITMAPS) is None:
+            return
+        from vblk.drivers.qcow2_bitmaps import flag_in_use, load_bitmaps
+
+        if not header.autoclear & BITMAPS:
+            self.warnings.append("a program without bitmaps changed this image: its bitmaps are not used")
+            return
+        try:
+            self.directory = await read_directory(self.read_tables, header)
+            await load_bitmaps(self)
+        except CorruptImage as error:
+            if not self.read_only:
+                raise
+            self.warnings.append(f"the image's bitmaps are not used: {error}")
+            return
+        if not self.read_only:
+            await flag_in_use(self)
+
+    async def _end_bitmaps(self) -> None:
+        """Store the bitmaps that the image is to keep, if it is open for writing."""
+        if self._writer is None or not (self.directory.bitmaps or self.bitmaps):
+            return
+        from vblk.drivers.qcow2_bitmaps import store_bitmaps
+
+        await store_bitmaps(self)
+
+    def require_storable(self, name: str, granularity: int) -> None:
+        """Raise GraphError when the image cannot keep one more bitmap."""
+        from vblk.drivers.qcow2_bitmaps import require_storable
+
+        require_storable(self, name, granularity)
+
+    async def reopen(self, *, read_only: bool) -> None:
+        """Change between reading only and writing: bitmaps are stored before, or flagged after that."""
+        if read_only == self.read_only:
+            return
+        if read_only:
+            await self._end_bitmaps()
+        await super().reopen(read_only=read_only)
+        if not read_only:
+            await self.begin_bitmaps()
+
+    async def close(self) -> None:
+        """Store the bitmaps, end writing, and forget the pages.
+
+        Raises:
+            NodeFailed: Writing had failed.
+        """
+        try:
+            await self._end_bitmaps()
+        finally:
+            await super().close()
+
     async def _load_again(self) -> None:
         image = await load_image(self.read_tables, self._file.size, filename=self.filename)
         self.pages.clear()
@@ -156,7 +224,13 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
 
     def info(self) -> Mapping[str, Any]:
         """Return what `vblk info` shows under "Format specific information"."""
-        return self.image.describe()
+        facts = self.image.describe()
+        bitmaps = [each.describe() for each in self.directory.bitmaps]
+        if not bitmaps:
+            return facts
+        # QEMU shows them before the width of the counts.
+        before = {name: value for name, value in facts.items() if name not in _BEHIND_BITMAPS}
+        return before | {"bitmaps": bitmaps} | facts
 
     async def read_tables(self, offset: int, length: int) -> bytes:
         """Read from the file, as it stands there; short at its end."""
@@ -223,6 +297,7 @@ async def open_node(site: Site) -> Qcow2Node:
         await node.start_writing()
     await site.take(node, file)
     await _attach_backing(site, node)
+    await node.begin_bitmaps()
     return node
 
 

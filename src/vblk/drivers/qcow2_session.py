@@ -23,6 +23,7 @@ from typing import TypeVar
 from vblk.errors import NoSpace
 from vblk.formats.edits import Batch, EditedPages, Range
 from vblk.formats.qcow2.header import Header, encode_header
+from vblk.formats.qcow2.layout import BITMAPS
 from vblk.formats.qcow2.writing import Rank
 from vblk.graph.node import Node
 from vblk.runtime.fan_out import fan_out
@@ -98,8 +99,8 @@ class Session:
             if self.begun:
                 return
             await self._poisoning(self.file.flush())
-            if self.header.autoclear:
-                await self._publish(self.header._replace(autoclear=0))
+            if self.header.autoclear & ~BITMAPS:  # bitmaps are known, and marked
+                await self._publish(self.header._replace(autoclear=self.header.autoclear & BITMAPS))
             self.begun = True
 
     async def flush(self) -> None:

@@ -45,7 +45,8 @@ class DirtyBitmap:
     """One bitmap of one node. Offsets and lengths are guest bytes.
 
     `enabled` says whether changes are marked; `busy` that an export or a job
-    holds it, so that nobody else may change or remove it.
+    holds it, so that nobody else may change or remove it; `persistent` that the
+    node's image keeps it, and `inconsistent` that it kept it when nobody marked.
     """
 
     def __init__(self, name: str, size: int, granularity: int, *, enabled: bool = True) -> None:
@@ -65,9 +66,12 @@ class DirtyBitmap:
         self.require_room(size)
         self.enabled = enabled
         self.busy = False
+        self.persistent = False
+        self.inconsistent = False
         self.size = size
         self._shift = granularity.bit_length() - 1
         self._chunks: Chunks = {}
+        self._aside: Chunks | None = None
 
     def require_room(self, size: int) -> None:
         """Raise OptionError when a disk of `size` bytes would take too much memory."""
@@ -127,6 +131,48 @@ class DirtyBitmap:
                 joined = int.from_bytes(mine, "little") | int.from_bytes(chunk, "little")
                 self._chunks[index] = joined.to_bytes(_CHUNK >> 3, "little")
 
+    def bits_at(self, start: int, length: int) -> bytes:
+        """Return `length` bytes of bits from byte `start` on, the lowest first; b"" for zeros alone."""
+        pieces: list[bytes] = []
+        at, end = start, start + length
+        while at < end:
+            index, within = divmod(at, _CHUNK >> 3)
+            count = min((_CHUNK >> 3) - within, end - at)
+            chunk = self._chunks.get(index)
+            pieces.append(bytes(count) if chunk is None else bytes(chunk[within : within + count]))
+            at += count
+        data = b"".join(pieces)
+        return data if any(data) else b""
+
+    def set_bits_at(self, start: int, data: bytes) -> None:
+        """Set the bits that `data`, from byte `start` on, has set, as far as the disk reaches."""
+        for at in range(0, len(data), _CHUNK >> 3):
+            piece = data[at : at + (_CHUNK >> 3)]
+            first = (start + at) * 8
+            for bit, run in bit_runs(piece, 0, len(piece) * 8):
+                if bit:
+                    self.set(first << self._shift, run << self._shift)
+                first += run
+
+    def set_aside(self) -> None:
+        """Be busy, and begin without marks: whoever holds the bitmap copies what was marked.
+
+        It ends with `forget_aside`, when that was copied, or else with `take_back`.
+        """
+        self.busy = True
+        self._aside = self.clear()
+
+    def forget_aside(self) -> None:
+        """Keep the marks since `set_aside` alone, and be free."""
+        self._aside = None
+        self.busy = False
+
+    def take_back(self) -> None:
+        """Have all marks again, those since `set_aside` as well, and be free."""
+        if self._aside is not None:
+            self.give_back(self._aside)
+        self.forget_aside()
+
     def restore(self, chunks: Chunks) -> None:
         """Have the marks that `marks` returned, and no others."""
         self._chunks = {index: bytes(chunk) for index, chunk in chunks.items()}
@@ -156,8 +202,10 @@ class DirtyBitmap:
     @property
     def count(self) -> int:
         """The bytes of all dirty units."""
-        units = sum(int.from_bytes(chunk, "little").bit_count() for chunk in self._chunks.values())
-        return units << self._shift
+        return self._count(self._chunks)
+
+    def _count(self, chunks: Chunks) -> int:
+        return sum(int.from_bytes(chunk, "little").bit_count() for chunk in chunks.values()) << self._shift
 
     def is_dirty(self, offset: int) -> bool:
         """Tell whether the unit of one byte is dirty."""
@@ -221,15 +269,26 @@ class DirtyBitmap:
                 f"Bitmap '{self.name}' is currently in use by another operation and cannot be used"
             )
 
+    def require_usable(self) -> None:
+        """Raise GraphError when somebody holds the bitmap, or its marks are not to be trusted."""
+        self.require_free()
+        self.require_consistent()
+
+    def require_consistent(self) -> None:
+        """Raise GraphError when the marks are not to be trusted: there was nobody to make them."""
+        if self.inconsistent:
+            raise GraphError(f"Bitmap '{self.name}' is inconsistent and cannot be used")
+
     def info(self) -> dict[str, Any]:
         """Return what QEMU's queries show of a bitmap."""
-        return {
+        trusted = {"inconsistent": True} if self.inconsistent else {}
+        return trusted | {
             "name": self.name,
             "recording": self.enabled,
-            "persistent": False,
+            "persistent": self.persistent,
             "busy": self.busy,
             "granularity": self.granularity,
-            "count": self.count,
+            "count": self._count(self._chunks if self._aside is None else self._aside),
         }
 
 

@@ -18,12 +18,15 @@ class Role(enum.Enum):
 
     FILE stores what the parent is made of, BACKING has what the parent has not,
     FILTERED is what the parent decorates: the parent does with it what its own
-    users do with the parent.
+    users do with the parent. TARGET takes bytes that the parent is about to lose,
+    ACCESSED is a filter that the parent asks for more than its requests.
     """
 
     FILE = "file"
     BACKING = "backing"
     FILTERED = "filtered"
+    TARGET = "target"
+    ACCESSED = "accessed"
 
 
 class Permission(enum.IntFlag):
@@ -82,8 +85,10 @@ class Edge:
 
 def access_of(role: Role, *, read_only: bool) -> Access:
     """Return what a parent that is open for reading only, or not, does with a child."""
-    if role is Role.FILTERED:
-        return IDLE  # until it has users
+    if role in (Role.FILTERED, Role.ACCESSED):
+        return IDLE  # a filter's child: until it has users
+    if role is Role.TARGET:
+        return Access(Permission.WRITE, Permission.ALL & ~Permission.RESIZE)
     if role is Role.FILE and not read_only:
         return Access(WRITING, SHARED_BY_WRITER)
     return Access(READING, SHARED_BY_READER)

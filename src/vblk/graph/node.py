@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vblk.errors import ReadOnly, Unsupported
+from vblk.errors import GraphError, ReadOnly, Unsupported
 from vblk.extent import Kind
 from vblk.graph.edge import IDLE, Edge, Role
 
@@ -124,6 +124,10 @@ class Node(ABC):
             OptionError: They cannot be.
         """
         raise AssertionError("nothing can be changed")
+
+    def require_storable(self, name: str, granularity: int) -> None:
+        """Raise GraphError when what stores this node cannot keep one more dirty bitmap."""
+        raise GraphError(f"Can't store persistent bitmaps to {self.name}: Operation not supported")
 
     def hurry(self) -> None:
         """Hold no request back, until the matching `heed`: somebody waits for what is in flight."""

@@ -106,13 +106,19 @@ def _mark(node: Node, offset: int, length: int) -> None:
 
 
 async def add_bitmap(
-    graph: Graph, node: Node, name: str, *, granularity: int | None = None, enabled: bool = True
+    graph: Graph,
+    node: Node,
+    name: str,
+    *,
+    granularity: int | None = None,
+    enabled: bool = True,
+    persistent: bool = False,
 ) -> DirtyBitmap:
-    """Give a node a new bitmap, without marks.
+    """Give a node a new bitmap, without marks; its image keeps one that is `persistent`.
 
     Raises:
         OptionError: The name or the granularity cannot be.
-        GraphError: The node has a bitmap of that name.
+        GraphError: The node has a bitmap of that name, or its image cannot keep it.
 
     Concurrency: waits for the requests in flight, which would end without a mark.
     """
@@ -120,6 +126,9 @@ async def add_bitmap(
         if granularity is None:
             granularity = granularity_for(node.allocation_unit)
         bitmap = DirtyBitmap(name, node.size, granularity, enabled=enabled)
+        bitmap.persistent = persistent
+        if persistent and name not in node.bitmaps:
+            node.require_storable(name, granularity)
         put_bitmap(node, bitmap)
     return bitmap
 
@@ -146,6 +155,29 @@ def find_bitmap(node: Node, name: str) -> DirtyBitmap:
         return node.bitmaps[name]
     except KeyError:
         raise GraphError(f"Dirty bitmap '{name}' not found") from None
+
+
+def find_below(node: Node, name: str) -> DirtyBitmap:
+    """Return the bitmap of that name of a node, or of what it decorates or is stored in, for a look at it.
+
+    Raises:
+        GraphError: There is none, or it is inconsistent.
+    """
+    below: Node | None = node
+    while below is not None:
+        if name in below.bitmaps:
+            found = below.bitmaps[name]
+            found.require_consistent()
+            return found
+        below = below.below
+    raise GraphError(f"Bitmap '{name}' is not found")
+
+
+def require_changeable(node: Node, bitmap: DirtyBitmap) -> None:
+    """Raise GraphError when somebody holds a bitmap, or its image keeps it as it is."""
+    bitmap.require_free()
+    if bitmap.persistent and node.read_only:
+        raise GraphError(f"Bitmap '{bitmap.name}' is readonly and cannot be modified")
 
 
 def remove_bitmap(node: Node, name: str) -> DirtyBitmap:

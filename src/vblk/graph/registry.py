@@ -269,6 +269,7 @@ class Graph:
             raise GraphError(f"Node {node.name} is not owned by the monitor")
         users = self.edges.to(node)
         if users:
+            self.require_unpinned(node)
             noun = "Block device" if all(edge.parent is not None for edge in users) else "Node"
             raise NodeBusy(f"{noun} {node.name} is in use")
         self._kept.discard(node)

@@ -10,7 +10,7 @@ step that nobody sees half done.
 
 from collections.abc import Sequence
 
-from vblk.errors import GraphError
+from vblk.errors import GraphError, NodeBusy
 from vblk.graph.edge import Edge, Role, edge_of
 from vblk.graph.edges import Rewiring, reachable
 from vblk.graph.mapper import Mapper
@@ -24,7 +24,7 @@ async def replace(graph: Graph, old: Node, new: Node, users: Sequence[Edge] | No
     own = reachable(new)
     if users is None and old not in own:
         graph.require_unpinned(old, above=new)
-    moved = [edge for edge in graph.users(old) if edge.parent not in own] if users is None else users
+    moved = users if users is not None else [edge for edge in passing(graph, old) if edge.parent not in own]
     for edge in moved:
         if edge.node is not old:
             raise GraphError(f"{edge.user} does not use '{old.name}'")
@@ -44,10 +44,17 @@ async def insert_filter(graph: Graph, node: Node, filter: Node) -> None:
 
 async def remove_filter(graph: Graph, filter: Node) -> None:
     """Let the users of a filter use what it decorates; see `Graph.remove_filter`."""
-    node = filter.child(Role.FILTERED)
-    if not isinstance(filter, Filter) or node is None or len(filter.children) != 1:
+    decorated = [edge.node for edge in filter.children.values() if edge.role is Role.FILTERED]
+    if not isinstance(filter, Filter) or len(decorated) != 1:
         raise GraphError(f"Node '{filter.name}' is not a filter of one node")
-    await replace(graph, filter, node)
+    if len(passing(graph, filter)) < len(graph.users(filter)):
+        raise NodeBusy(f"Node '{filter.name}' is busy: another node shows what it keeps")
+    await replace(graph, filter, decorated[0])
+
+
+def passing(graph: Graph, node: Node) -> list[Edge]:
+    """Return the edges to a node of those whom another node with the same disk would serve as well."""
+    return [edge for edge in graph.users(node) if edge.role is not Role.ACCESSED]
 
 
 async def put_overlay(graph: Graph, node: Node, overlay: Node) -> None:

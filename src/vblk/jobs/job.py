@@ -78,6 +78,15 @@ class Transaction:
             job.cancel_work()
         self._finalize.set()
 
+    async def abandon(self) -> None:
+        """End all jobs, those that never began as well; nothing of them is published."""
+        self.give_up()
+        for job in self.jobs:
+            if not job.begun:
+                job.start()
+        for job in self.jobs:
+            await job.ended()
+
     def finalize(self) -> None:
         """Let the jobs, which have all done their work, publish it."""
         self._finalize.set()
@@ -185,6 +194,15 @@ class Job(Steps, ABC):
     def start(self) -> None:
         """Begin. The job lives on until it is dismissed."""
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"job {self.id}")
+
+    @property
+    def begun(self) -> bool:
+        """Whether the job was started."""
+        return self._task is not None
+
+    async def abandon(self) -> None:
+        """End the job, and those that end with it, whether they began or not; return when they have."""
+        await self._transaction.abandon()
 
     async def ended(self) -> None:
         """Return when the job is concluded; its `error` then says how it ended."""

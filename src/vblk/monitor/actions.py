@@ -1,13 +1,15 @@
 """Actions: commands that can be taken back, and so be parts of a transaction.
 
-Owns: the table of them. It knows no particular one.
+Owns: the table of them, and the jobs that they make. It knows no particular one.
 """
 
 import typing
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
 
+from vblk.jobs.job import Job, Transaction
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.table import CommandTable
 
@@ -15,6 +17,26 @@ Undo = Callable[[], Awaitable[None]]
 """Takes an action back; it cannot fail."""
 
 Act = Callable[[Daemon, Any], Awaitable[Undo]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the actions of one command share: their jobs begin when all actions are done.
+
+    `group` is what the jobs belong to if they end together.
+    """
+
+    group: Transaction | None = None
+    jobs: list[Job] = field(default_factory=list[Job])
+
+    def begin(self) -> None:
+        """Start the jobs."""
+        for job in self.jobs:
+            job.start()
+
+
+batch: Final[ContextVar[Batch]] = ContextVar("batch")
+"""The batch of the command that runs in this context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +91,9 @@ class ActionTable:
 
 def _alone(act: Act) -> Callable[[Daemon, Any], Awaitable[None]]:
     async def run(daemon: Daemon, arguments: Any) -> None:
+        alone = Batch()
+        batch.set(alone)
         await act(daemon, arguments)
+        alone.begin()
 
     return run

@@ -38,12 +38,14 @@ _WITH_BACKING: Final = {"file": Child.NEEDED, "backing": Child.OR_NULL}
 CHILDREN: Final[dict[str, Mapping[str, Child]]] = {
     "blkdebug": {"image": Child.NEEDED},
     "blkverify": {"test": Child.NEEDED, "raw": Child.NEEDED},
+    "copy-before-write": {"file": Child.NEEDED, "target": Child.NEEDED},
     "copy-on-read": _FILE,
     "delay": _FILE,
     "luks": _FILE,
     "qcow2": _WITH_BACKING,
     "quorum": {"children": Child.LIST},
     "raw": _FILE,
+    "snapshot-access": _FILE,
     "throttle": _FILE,
     "vhdx": _WITH_BACKING,
 }

@@ -1,13 +1,11 @@
 """The mirror job by QMP: to a node, to a new image, and what is refused."""
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.monitor import Monitor, monitor
+from tests.support.monitor import Monitor, monitor, told
 from vblk.graph.edge import WRITING
 from vblk.graph.handle import Handle
 
@@ -20,24 +18,6 @@ async def disk(talk: Monitor) -> Handle:
     guest = talk.daemon.graph.hold(talk.daemon.graph.find("disk"), "the guest", WRITING)
     await guest.write(4096, b"content")
     return guest
-
-
-async def told(talk: Monitor, event: str, **data: Any) -> None:
-    """Wait until an event with these data was told."""
-
-    def is_it(name: str, said: Mapping[str, Any]) -> bool:
-        return name == event and data.items() <= said.items()
-
-    news = asyncio.Event()
-
-    def note(name: str, said: Mapping[str, Any], _: int) -> None:
-        if is_it(name, said):
-            news.set()
-
-    talk.daemon.listeners.append(note)
-    if not any(is_it(*each) for each in talk.events):
-        await asyncio.wait_for(news.wait(), 60)
-    talk.daemon.listeners.remove(note)
 
 
 async def ready(talk: Monitor, id: str) -> None:

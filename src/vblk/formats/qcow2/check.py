@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from vblk.errors import CorruptImage
+from vblk.formats.qcow2.bitmaps import read_directory, read_table
 from vblk.formats.qcow2.counts import counts_of
 from vblk.formats.qcow2.image import Qcow2Image, ReadAt
 from vblk.formats.qcow2.layout import (
-    BITMAPS,
     COMPRESSED,
     COPIED,
     COUNT_OFFSET_MASK,
@@ -26,7 +26,7 @@ from vblk.formats.qcow2.layout import (
     OFFSET_MASK,
     ZERO,
 )
-from vblk.formats.qcow2.snapshots import read_bitmaps, read_snapshots
+from vblk.formats.qcow2.snapshots import read_snapshots
 from vblk.formats.qcow2.survey import entries_of
 
 FINDINGS_MAX = 1000
@@ -220,19 +220,23 @@ class Checker:
             await self._count_table(table, times, active=False)
 
     async def _count_bitmaps(self) -> None:
-        if not self.image.header.autoclear & BITMAPS:
-            return  # a writer did not know them: they are nobody's any more
+        header = self.image.header
         try:
-            bitmaps, offset, length = await read_bitmaps(self._read, self.image.header)
+            directory = await read_directory(self._read, header)
         except CorruptImage as error:
             self.report.error(error.message)
             return
-        self._count(offset, length)
-        for bitmap in set(bitmaps):
+        self._count(directory.offset, directory.length)
+        for bitmap in directory.bitmaps:
             self._count(bitmap.table_offset, bitmap.table_size * ENTRY_SIZE)
-            async for _, entry in entries_of(self._read, bitmap.table_offset, bitmap.table_size):
-                if entry & OFFSET_MASK:
-                    self._count(entry & OFFSET_MASK, self._geometry.cluster_size)
+            try:
+                places = await read_table(self._read, header, bitmap)
+            except CorruptImage as error:
+                self.report.error(error.message)
+                continue
+            for place in places:
+                if place:
+                    self._count(place, self._geometry.cluster_size)
 
     async def _count_blocks(self) -> None:
         header, geometry = self.image.header, self._geometry

@@ -1,9 +1,8 @@
-"""What an image names beside its disk: internal snapshots and bitmaps.
+"""The internal snapshots of an image.
 
-Owns: reading the snapshot table and the bitmap directory. They are counted and
-kept; using them is another matter.
+Owns: reading their table. They are counted and kept; using them is another matter.
 
-Source: docs/interop/qcow2.txt, "Snapshots", "Bitmaps".
+Source: docs/interop/qcow2.txt, "Snapshots".
 """
 
 import struct
@@ -12,14 +11,11 @@ from typing import NamedTuple
 from vblk.errors import CorruptImage, Reason
 from vblk.formats.qcow2.header import Header
 from vblk.formats.qcow2.image import ReadAt
-from vblk.formats.qcow2.layout import EXTENSION_BITMAPS, SNAPSHOT_TABLE_SIZE_MAX
+from vblk.formats.qcow2.layout import SNAPSHOT_TABLE_SIZE_MAX
 from vblk.units import align_up
 
 _SNAPSHOT = struct.Struct(">QIHHIIQII")
 _EXTRA = struct.Struct(">QQq")
-_BITMAPS = struct.Struct(">IIQQ")
-_BITMAP = struct.Struct(">QIIBBHI")
-DIRECTORY_MAX = 64 << 20
 
 
 class Snapshot(NamedTuple):
@@ -38,13 +34,6 @@ class Snapshot(NamedTuple):
     ran: int
     state_size: int
     instructions: int | None
-
-
-class Bitmap(NamedTuple):
-    """Where the table of one bitmap is."""
-
-    table_offset: int
-    table_size: int
 
 
 async def read_snapshots(read: ReadAt, header: Header) -> tuple[list[Snapshot], int]:
@@ -79,29 +68,3 @@ async def read_snapshots(read: ReadAt, header: Header) -> tuple[list[Snapshot], 
         if at - header.snapshots_offset > SNAPSHOT_TABLE_SIZE_MAX:
             raise CorruptImage(Reason.LIMIT, "Snapshot table too large", offset=header.snapshots_offset)
     return found, at - header.snapshots_offset
-
-
-async def read_bitmaps(read: ReadAt, header: Header) -> tuple[list[Bitmap], int, int]:
-    """Return the bitmaps, and offset and length of their directory; nothing when there are none.
-
-    Raises:
-        CorruptImage: The directory does not hold what its extension says.
-    """
-    extension = header.extension(EXTENSION_BITMAPS)
-    if extension is None:
-        return [], 0, 0
-    if len(extension) < _BITMAPS.size:
-        raise CorruptImage(Reason.TRUNCATED, "the bitmaps extension is too short")
-    count, _, length, offset = _BITMAPS.unpack_from(extension)
-    if length > DIRECTORY_MAX or offset % (1 << header.cluster_bits):
-        raise CorruptImage(Reason.LIMIT, "the bitmap directory is too long, or out of place", offset=offset)
-    data = await read(offset, length)
-    found: list[Bitmap] = []
-    at = 0
-    for _ in range(count):
-        if at + _BITMAP.size > len(data):
-            raise CorruptImage(Reason.TRUNCATED, "the bitmap directory is too short", offset=offset)
-        table, size, _, _, _, name_length, extra = _BITMAP.unpack_from(data, at)
-        found.append(Bitmap(table, size))
-        at += align_up(_BITMAP.size + extra + name_length, 8)
-    return found, offset, length

@@ -10,38 +10,36 @@ from collections.abc import Callable
 
 from vblk.errors import GraphError
 from vblk.graph.dirty_bitmap import DirtyBitmap
-from vblk.graph.node import Node
-from vblk.graph.recording import add_bitmap, find_bitmap, put_bitmap, remove_bitmap
+from vblk.graph.recording import add_bitmap, find_bitmap, put_bitmap, remove_bitmap, require_changeable
 from vblk.monitor.actions import ActionTable, Undo
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import BitmapAdd, BitmapDigest, BitmapMerge, BitmapName, BitmapOfNode
 from vblk.monitor.table import CommandTable
-from vblk.wire.qmp import QmpError
 
 ACTIONS = ActionTable()
 TABLE = CommandTable()
 
 
-def _find(daemon: Daemon, arguments: BitmapName) -> tuple[Node, DirtyBitmap]:
-    """Return a node and its bitmap, which nobody holds."""
+def _find(daemon: Daemon, arguments: BitmapName) -> DirtyBitmap:
+    """Return a bitmap that may be changed."""
     node = daemon.find_either(arguments.node)
     bitmap = find_bitmap(node, arguments.name)
-    bitmap.require_free()
-    return node, bitmap
+    require_changeable(node, bitmap)
+    bitmap.require_consistent()
+    return bitmap
 
 
 @ACTIONS.action("block-dirty-bitmap-add")
 async def add(daemon: Daemon, arguments: BitmapAdd) -> Undo:
     """Give a node a new bitmap."""
     node = daemon.find_either(arguments.node)
-    if arguments.persistent:
-        raise QmpError(f"Can't store persistent bitmaps to {node.name}: Operation not supported")
     await add_bitmap(
         daemon.graph,
         node,
         arguments.name,
         granularity=arguments.granularity,
         enabled=not arguments.disabled,
+        persistent=bool(arguments.persistent),
     )
     return _undo(lambda: remove_bitmap(node, arguments.name))
 
@@ -49,7 +47,9 @@ async def add(daemon: Daemon, arguments: BitmapAdd) -> Undo:
 @ACTIONS.action("block-dirty-bitmap-remove")
 async def remove(daemon: Daemon, arguments: BitmapName) -> Undo:
     """Take a bitmap from its node."""
-    node, bitmap = _find(daemon, arguments)
+    node = daemon.find_either(arguments.node)
+    bitmap = find_bitmap(node, arguments.name)
+    require_changeable(node, bitmap)
     remove_bitmap(node, arguments.name)
     return _undo(lambda: put_bitmap(node, bitmap))
 
@@ -57,7 +57,7 @@ async def remove(daemon: Daemon, arguments: BitmapName) -> Undo:
 @ACTIONS.action("block-dirty-bitmap-clear")
 async def clear(daemon: Daemon, arguments: BitmapName) -> Undo:
     """Make a bitmap clean."""
-    _, bitmap = _find(daemon, arguments)
+    bitmap = _find(daemon, arguments)
     marks = bitmap.clear()
     return _undo(lambda: bitmap.give_back(marks))
 
@@ -75,7 +75,8 @@ async def disable(daemon: Daemon, arguments: BitmapName) -> Undo:
 
 
 def _switch(daemon: Daemon, arguments: BitmapName, *, enabled: bool) -> Undo:
-    _, bitmap = _find(daemon, arguments)
+    bitmap = find_bitmap(daemon.find_either(arguments.node), arguments.name)
+    bitmap.require_usable()
     before = bitmap.enabled
     bitmap.enabled = enabled
 
@@ -89,8 +90,7 @@ def _switch(daemon: Daemon, arguments: BitmapName, *, enabled: bool) -> Undo:
 async def merge(daemon: Daemon, arguments: BitmapMerge) -> Undo:
     """Add the marks of bitmaps to another one: of all or of none."""
     node = daemon.find_either(arguments.node)
-    target = find_bitmap(node, arguments.target)
-    target.require_free()
+    target = _find(daemon, BitmapName(arguments.node, arguments.target))
     marks = target.marks()
     try:
         for source in arguments.bitmaps:
@@ -98,7 +98,7 @@ async def merge(daemon: Daemon, arguments: BitmapMerge) -> Undo:
                 other = find_bitmap(daemon.find_either(source.node), source.name)
             else:
                 other = find_bitmap(node, source)
-            other.require_free()
+            other.require_usable()
             target.merge(other)
     except GraphError:
         target.restore(marks)

@@ -17,12 +17,13 @@ from vblk.creating import creator_of
 from vblk.drivers.vhdx_create import VhdxOptions
 from vblk.errors import BlockError, OptionError
 from vblk.formats.vhdx.layout import BLOCK_SIZE_MAX
-from vblk.graph.creation import Backing, Wish
+from vblk.graph.creation import Backing, FileOptions, Wish
 from vblk.graph.edge import WRITING
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.jobs.job import Job
+from vblk.jobs.target import make_image
 from vblk.monitor.arguments import Reader, joined, missing, refuse_rest, taken, wrong_type
 from vblk.monitor.blockdev import Blockdev, check_node, node_options
 from vblk.monitor.daemon import Daemon
@@ -212,3 +213,23 @@ def require_new_job(daemon: Daemon, id: str) -> None:
         raise QmpError(f"Invalid job ID '{id}'")
     if id in daemon.jobs:
         raise QmpError(f"Job ID '{id}' already in use")
+
+
+async def make_beside(
+    daemon: Daemon, filename: str, format: str, size: int, backing: Node | None = None
+) -> None:
+    """Make an image for a command that goes on to use it, standing on `backing` if that is given.
+
+    Raises:
+        QmpError: The format's images stand on none.
+        BlockError: It cannot be made.
+    """
+    creator = creator_of(format)
+    options, behind = creator.options(size=size), None
+    if backing is not None:
+        if not hasattr(options, "backing_file"):
+            raise QmpError(f"Backing file not supported for file format '{format}'")
+        options = creator.options(size=size, backing_file=backing.filename, backing_fmt=backing.driver)
+        behind = Backing(backing.filename, backing.driver, backing.filename, backing)
+    wish = Wish(filename, size, options, FileOptions(), behind, daemon.graph.objects)
+    await make_image(daemon.graph, filename, await creator.plan(wish))

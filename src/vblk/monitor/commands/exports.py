@@ -11,10 +11,9 @@ import re
 from vblk.exports.export import Export
 from vblk.exports.fuse import FuseExport
 from vblk.exports.nbd import NamedBitmap, NbdExport, NbdServer
-from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import READING, Permission
 from vblk.graph.node import Node
-from vblk.graph.recording import find_bitmap
+from vblk.graph.recording import find_below, find_bitmap
 from vblk.monitor.client import Client
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import (
@@ -204,17 +203,10 @@ async def _add_fuse(daemon: Daemon, node: Node, options: FuseExportOptions) -> N
 
 def _named_bitmap(daemon: Daemon, node: Node, wanted: str | BitmapOfNode) -> NamedBitmap:
     if isinstance(wanted, str):
-        return NamedBitmap(wanted, _find_bitmap(node, wanted))
-    return NamedBitmap(wanted.name, find_bitmap(daemon.find_either(wanted.node), wanted.name))
-
-
-def _find_bitmap(node: Node, name: str) -> DirtyBitmap:
-    below: Node | None = node
-    while below is not None:
-        if name in below.bitmaps:
-            return below.bitmaps[name]
-        below = below.below
-    raise QmpError(f"Bitmap '{name}' is not found")
+        return NamedBitmap(wanted, find_below(node, wanted))
+    bitmap = find_bitmap(daemon.find_either(wanted.node), wanted.name)
+    bitmap.require_consistent()
+    return NamedBitmap(wanted.name, bitmap)
 
 
 @TABLE.command("block-export-del")

@@ -6,11 +6,9 @@ Ordering rule: a new image is whole before the graph changes; a change that is t
 back leaves its file.
 """
 
-from vblk.creating import creator_of
-from vblk.graph.creation import Backing, FileOptions, Wish
 from vblk.graph.node import Node
-from vblk.jobs.target import make_image
 from vblk.monitor.actions import ActionTable, Undo
+from vblk.monitor.commands.creating import make_beside
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import InsertFilter, NewImageMode, RemoveFilter, Snapshot, SnapshotSync
 from vblk.monitor.table import CommandTable
@@ -41,7 +39,7 @@ async def blockdev_snapshot_sync(daemon: Daemon, arguments: SnapshotSync) -> Und
         if any(each.name == name for each in daemon.graph.nodes()):
             raise QmpError("New overlay node-name already in use")
     if arguments.mode is NewImageMode.ABSOLUTE_PATHS:
-        await _make(daemon, node, arguments)
+        await make_beside(daemon, arguments.snapshot_file, arguments.format, node.size, node)
     options = NodeOptions(
         driver=arguments.format,
         node_name=name,
@@ -65,16 +63,6 @@ async def blockdev_snapshot_sync(daemon: Daemon, arguments: SnapshotSync) -> Und
         await daemon.graph.let_go(overlay)
 
     return undo_kept
-
-
-async def _make(daemon: Daemon, node: Node, arguments: SnapshotSync) -> None:
-    creator = creator_of(arguments.format)
-    if not hasattr(creator.options(), "backing_file"):
-        raise QmpError(f"Backing file not supported for file format '{arguments.format}'")
-    options = creator.options(size=node.size, backing_file=node.filename, backing_fmt=node.driver)
-    behind = Backing(node.filename, node.driver, node.filename, node)
-    wish = Wish(arguments.snapshot_file, node.size, options, FileOptions(), behind, daemon.graph.objects)
-    await make_image(daemon.graph, arguments.snapshot_file, await creator.plan(wish))
 
 
 async def _put(daemon: Daemon, node: Node, overlay: Node) -> Undo:

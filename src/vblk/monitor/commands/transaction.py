@@ -13,9 +13,10 @@ from enum import Enum
 from typing import Any, Final
 
 from vblk.errors import BlockError
-from vblk.monitor.actions import Action, ActionTable, Undo
+from vblk.jobs.job import Transaction
+from vblk.monitor.actions import Action, ActionTable, Batch, Undo, batch
 from vblk.monitor.arguments import Reader, joined, taken
-from vblk.monitor.commands import bitmaps, surgery
+from vblk.monitor.commands import backup, bitmaps, surgery
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.introspection import Introspection
 from vblk.monitor.schema import Object
@@ -23,7 +24,7 @@ from vblk.monitor.table import CommandTable
 from vblk.wire.qmp import QmpError
 
 ABORT: Final = "abort"
-ACTIONS: Final = ActionTable(bitmaps.ACTIONS, surgery.ACTIONS)
+ACTIONS: Final = ActionTable(backup.ACTIONS, bitmaps.ACTIONS, surgery.ACTIONS)
 """What transactions of this daemon can do."""
 
 
@@ -83,13 +84,20 @@ class TransactionArguments(Object):
     properties: Properties | None = None
 
 
-TABLE = CommandTable(bitmaps.TABLE, bitmaps.ACTIONS.commands(), surgery.ACTIONS.commands())
+TABLE = CommandTable(
+    bitmaps.TABLE, backup.ACTIONS.commands(), bitmaps.ACTIONS.commands(), surgery.ACTIONS.commands()
+)
 
 
 @TABLE.command("transaction")
 async def transaction(daemon: Daemon, arguments: TransactionArguments) -> None:
     """Carry out actions, all of them or none."""
     done: list[Undo] = []
+    grouped = arguments.properties is not None and (
+        arguments.properties.completion_mode is CompletionMode.GROUPED
+    )
+    made = Batch(Transaction() if grouped else None)
+    batch.set(made)
     async with AsyncExitStack() as stack:
         for node in daemon.graph.nodes():
             await stack.enter_async_context(daemon.graph.drained(node))
@@ -101,3 +109,4 @@ async def transaction(daemon: Daemon, arguments: TransactionArguments) -> None:
             for undo in reversed(done):
                 await undo()
             raise
+        made.begin()

@@ -1,0 +1,160 @@
+"""Copying each part of a disk to another node once: the bytes that were there first.
+
+Owns: which parts are still to be copied, the copying itself, and the locks under
+which a part is copied. Several may ask for the same parts: writers who are about
+to change them, and a job that goes over the whole disk.
+
+Ordering rule: a part is copied, and no longer to be copied, before the lock on it
+is given back. So what is to be copied is unchanged in the source, and what is not
+is whole in the target.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from vblk.aio.engine import Engine
+from vblk.errors import BlockError
+from vblk.extent import Kind
+from vblk.graph.dirty_bitmap import DirtyBitmap
+from vblk.graph.edges import reachable
+from vblk.graph.mapper import Mapper
+from vblk.graph.node import Leaf, Node, Span, coalesce
+from vblk.graph.plane import Mover
+from vblk.runtime.range_lock import RangeLock
+from vblk.units import KIB, MIB, align_down, align_up
+
+UNIT: Final = 64 * KIB
+"""The least bytes that are copied together."""
+
+BUFFER: Final = MIB
+"""The most bytes of one piece that pass through memory at a time."""
+
+
+class CopyFailed(Exception):
+    """A part could not be copied. `reading` tells whether the source failed, or else the target."""
+
+    def __init__(self, error: BlockError, *, reading: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.reading = reading
+
+
+class OnceCopier:
+    """Copies parts of `source` to the same places of `target`, each once.
+
+    `todo` are the parts that are still to be copied: all, unless somebody who has
+    not begun to copy resets some. `copied` counts the bytes that were. With
+    `target_is_zero` zeros need not be written.
+
+    Concurrency: any number of callers; one range is copied by one at a time.
+    """
+
+    def __init__(self, engine: Engine, source: Node, target: Node) -> None:
+        unit = UNIT
+        if isinstance(target, Mapper) and target.takes_backing:
+            # A piece of a cluster would be completed from a backing image, which may have changed.
+            unit = max(unit, target.allocation_unit)
+        self.source = source
+        self.target = target
+        self.target_is_zero = False
+        self.todo = DirtyBitmap("todo", source.size, unit)
+        self.todo.set(0, source.size)
+        self.locks = RangeLock()
+        self.copied = 0
+        self.progressed: Callable[[], None] | None = None
+        """Called when something was copied."""
+        self._mover = Mover(engine)
+
+    def only(self, bitmap: DirtyBitmap) -> None:
+        """Copy no more than what a bitmap marks; nothing was copied yet.
+
+        Raises:
+            GraphError: It is of a disk of another size.
+        """
+        self.todo.clear()
+        self.todo.merge(bitmap)
+
+    @property
+    def left(self) -> int:
+        """The bytes of the disk that are still to be copied."""
+        return bytes_in(self.todo)
+
+    def is_done(self, offset: int, length: int) -> bool:
+        """Tell whether nothing of a range is to be copied any more."""
+        return not any(pending for _, _, pending in self.todo.ranges(offset, length))
+
+    def whole(self, offset: int, length: int) -> tuple[int, int]:
+        """Return the range of whole units, cut by the disk's end, in which a range lies."""
+        unit = self.todo.granularity
+        start = align_down(offset, unit)
+        return start, min(align_up(offset + length, unit), self.source.size) - start
+
+    async def copy(self, offset: int, length: int) -> None:
+        """Copy what of a range is still to be copied, in whole units; return when it is all in the target.
+
+        Raises:
+            CopyFailed: A part could not be; it is still to be copied.
+        """
+        if self.is_done(offset, length):
+            return
+        start, count = self.whole(offset, length)
+        async with self.locks.exclusive(start, count):
+            for at, piece, pending in list(self.todo.ranges(start, count)):
+                if pending:
+                    await self._copy(at, piece)
+                    self.todo.reset(at, piece)
+                    self.copied += piece
+                    if self.progressed is not None:
+                        self.progressed()
+
+    async def _copy(self, offset: int, length: int) -> None:
+        try:
+            spans = await self.source.allocation(offset, length)
+        except BlockError as error:
+            raise CopyFailed(error, reading=True) from error
+        for span in coalesce(spans):
+            await self._copy_span(span)
+
+    async def _copy_span(self, span: Span) -> None:
+        if span.kind is Kind.DATA and self._in_kernel(span):
+            try:
+                await self._mover.move(span, self.target, span.guest_offset)
+            except BlockError as error:
+                # Both sides are in one call, so the file says whose failure it was.
+                reading = error.filename in {node.filename for node in reachable(self.source)}
+                raise CopyFailed(error, reading=reading) from error
+            return
+        end = span.guest_offset + span.length
+        step = BUFFER if span.kind is not Kind.ZERO else span.length
+        for at in range(span.guest_offset, end, step):
+            await self._copy_by_memory(at, min(step, end - at), is_zero=span.kind is Kind.ZERO)
+
+    async def _copy_by_memory(self, offset: int, length: int, *, is_zero: bool) -> None:
+        if is_zero and self.target_is_zero:
+            return
+        data = b""
+        if not is_zero:
+            try:
+                data = await self.source.read(offset, length)
+            except BlockError as error:
+                raise CopyFailed(error, reading=True) from error
+        try:
+            if is_zero:
+                await self.target.write_zeroes(offset, length, unmap=True)
+            else:
+                await self.target.write(offset, data)
+        except BlockError as error:
+            raise CopyFailed(error, reading=False) from error
+
+    def _in_kernel(self, span: Span) -> bool:
+        node = self.target
+        while isinstance(node, Mapper):
+            node = node.file
+        return all(isinstance(each, Leaf) and each.descriptor() is not None for each in (span.leaf, node))
+
+
+def bytes_in(bitmap: DirtyBitmap) -> int:
+    """Return the bytes of the disk that a bitmap marks: its last unit may be cut."""
+    size = bitmap.size
+    cut = -size % bitmap.granularity if size and bitmap.is_dirty(size - 1) else 0
+    return bitmap.count - cut

@@ -1,0 +1,269 @@
+"""A backup: a disk as it was when the job began, copied to another node while its users go on.
+
+Owns: what is copied, in which order, and what becomes of the disk's bitmap. The
+filter `copy-before-write` stands between the disk and its users until the job has
+ended, so that what they change is copied first.
+
+Ordering rule: the filter is there, and the bitmap begun anew, in one instant in which
+nothing is in flight: the copy is the disk of that instant. The filter goes after the
+bitmap was settled.
+
+Source: QEMU's documentation, "Dirty Bitmaps and Incremental Backup"; qapi/block-core.json.
+"""
+
+import asyncio
+import enum
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar, Final, Unpack
+
+from vblk.errors import BlockError, JobError
+from vblk.filters.copy_before_write import CopyBeforeWriteNode, Options
+from vblk.filters.once_copier import CopyFailed
+from vblk.graph.dirty_bitmap import DirtyBitmap
+from vblk.graph.edge import READING
+from vblk.graph.edges import Rewiring
+from vblk.graph.handle import Handle
+from vblk.graph.node import Node
+from vblk.graph.registry import Graph
+from vblk.graph.surgery import passing
+from vblk.jobs.block_job import BlockJob, OnError
+from vblk.jobs.job import Life
+from vblk.jobs.walk import walk
+from vblk.units import MIB, align_up
+
+WORKERS: Final = 8
+PIECE: Final = 4 * MIB
+"""The most bytes that one worker copies in one go: for so many a user may have to wait."""
+PAUSE: Final = 0.1
+"""So many seconds after a failure that is to be ignored it is tried again."""
+
+
+class Sync(enum.Enum):
+    """What is copied of the disk."""
+
+    FULL = "full"
+    TOP = "top"
+    """What the top image holds itself."""
+    NONE = "none"
+    """Only what users are about to change, until the job is cancelled."""
+    BITMAP = "bitmap"
+    """What the bitmap marks."""
+
+
+class BitmapMode(enum.Enum):
+    """When what was copied is unmarked in the bitmap."""
+
+    ON_SUCCESS = "on-success"
+    NEVER = "never"
+    ALWAYS = "always"
+    """After a failure, too: then what was not copied stays marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a disk is backed up. `target_is_zero`: the target reads as zeros already."""
+
+    sync: Sync = Sync.FULL
+    bitmap: DirtyBitmap | None = None
+    bitmap_mode: BitmapMode = BitmapMode.ON_SUCCESS
+    on_source_error: OnError = OnError.REPORT
+    on_target_error: OnError = OnError.REPORT
+    target_is_zero: bool = False
+
+
+class BackupJob(BlockJob):
+    """One backup, made by `prepare_backup`.
+
+    Args:
+        id: The job's.
+        graph: The graph of both nodes.
+        handle: A hold on the filter; the job lets go of it at its end.
+        plan: How.
+        life: What every job has: listener, clock, speed and so on.
+    """
+
+    type: ClassVar[str] = "backup"
+
+    def __init__(self, id: str, graph: Graph, handle: Handle, plan: Plan, **life: Unpack[Life]) -> None:
+        assert isinstance(handle.node, CopyBeforeWriteNode)
+        self._filter = handle.node
+        self._copier = handle.node.copier
+        self._copier.target_is_zero = plan.target_is_zero
+        self._graph = graph
+        self._handle = handle
+        self._plan = plan
+        self._kicked = asyncio.Event()
+        self._cursor = 0
+        self._stumbled = False
+        """Whether something failed since the last sweep began."""
+        self._pins = ExitStack()
+        super().__init__(id, **life)
+        if plan.bitmap is not None:
+            if plan.sync is Sync.BITMAP:
+                self._copier.only(plan.bitmap)
+            plan.bitmap.set_aside()
+        why = f"block device is in use by block job: {self.type}"
+        for node in (self._filter, self._filter.file, self._filter.target):
+            self._pins.enter_context(graph.pinned(node, why))
+        self._copier.progressed = self._account
+        self._account()
+
+    def hold(self) -> None:
+        """Pause, also where the job only waits."""
+        super().hold()
+        self._kicked.set()
+
+    async def run(self) -> None:
+        """Copy what is to be copied, as long as nobody else has."""
+        if self._plan.sync is Sync.TOP:
+            await self._leave_out_what_is_below()
+        while self._plan.sync is Sync.NONE:
+            await self.pause_point()
+            self._kicked.clear()
+            await self._kicked.wait()
+        while self._copier.left:
+            await self._sweep()
+            await self.pause_point()
+            if self._stumbled:
+                await self.clock.sleep(PAUSE)
+        async with self._handle.traffic:
+            await self._filter.target.flush()
+
+    async def _leave_out_what_is_below(self) -> None:
+        """Copy nothing of what the top image does not hold itself.
+
+        What users change meanwhile is copied, whatever it is, and harms nobody.
+        """
+        first = at = 0
+        async for span in walk(self._handle, 0, self._handle.size, refined=False):
+            await self.pause_point()
+            if span.depth == 0 and span.present:
+                self._copier.todo.reset(first, at - first)
+                first = span.guest_offset + span.length
+            at = span.guest_offset + span.length
+        self._copier.todo.reset(first, at - first)
+        self._account()
+
+    async def _sweep(self) -> None:
+        """Go over the disk once; a failure that does not end the job ends the sweep."""
+        self._cursor = 0
+        self._stumbled = False
+        tasks = [asyncio.ensure_future(self._copy_pieces()) for _ in range(1 if self.speed else WORKERS)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _copy_pieces(self) -> None:
+        while not self.paused and not self._stumbled and (piece := self._next()) is not None:
+            await self.pace(piece[1])
+            try:
+                async with self._handle.traffic:
+                    await self._copier.copy(*piece)
+            except CopyFailed as failure:
+                self._note(failure)
+
+    def _note(self, failure: CopyFailed) -> None:
+        """Tell of the first failure of a sweep, and raise it if it ends the job."""
+        if not self._stumbled:
+            self._stumbled = True
+            policy = self._plan.on_source_error if failure.reading else self._plan.on_target_error
+            try:
+                self.failed(failure.error, policy, reading=failure.reading)
+            except BlockError as error:
+                raise JobError(os.strerror(error.errno)) from error  # all that QEMU's events say
+
+    def _next(self) -> tuple[int, int] | None:
+        """Return the next range that is still to be copied, and go behind it."""
+        size, todo = self._handle.size, self._copier.todo
+        step = PIECE if not self.speed else min(PIECE, self.speed // 4)
+        step = align_up(max(step, 1), todo.granularity)
+        for offset, length, pending in todo.ranges(self._cursor, size - self._cursor):
+            if pending:
+                self._cursor = offset + min(length, step)
+                return offset, self._cursor - offset
+        self._cursor = size
+        return None
+
+    def _account(self) -> None:
+        self.current = self._copier.copied
+        self.total = self.current + self._copier.left
+
+    async def commit(self) -> None:
+        """Settle the bitmap after a success."""
+        self._settle_bitmap(succeeded=True)
+
+    async def abort(self) -> None:
+        """Settle the bitmap after a failure."""
+        self._settle_bitmap(succeeded=False)
+
+    def _settle_bitmap(self, *, succeeded: bool) -> None:
+        bitmap, mode = self._plan.bitmap, self._plan.bitmap_mode
+        if bitmap is None:
+            return
+        if mode is BitmapMode.NEVER or not (succeeded or mode is BitmapMode.ALWAYS):
+            bitmap.take_back()
+            return
+        bitmap.forget_aside()
+        if not succeeded:
+            bitmap.merge(self._copier.todo)
+
+    async def clean(self) -> None:
+        """Lead the users back to the disk, and let go of both nodes."""
+        graph, filter = self._graph, self._filter
+        self._pins.close()
+        if not self._handle.closed:
+            async with graph.changing(filter):
+                filter.end_keeping()
+                users = [edge for edge in passing(graph, filter) if edge is not self._handle.edge]
+                graph.rewire(Rewiring(moved=dict.fromkeys(users, filter.file)))
+        await graph.release(self._handle)
+
+
+async def prepare_backup(
+    id: str,
+    graph: Graph,
+    source: Node,
+    target: Node,
+    plan: Plan,
+    *,
+    filter_name: str | None = None,
+    **life: Unpack[Life],
+) -> BackupJob:
+    """Return a job that backs up `source` as it is at this instant to `target`, of the same size.
+
+    Raises:
+        GraphError: The two, or the name, cannot be, or a user forbids it.
+        NodeBusy: Somebody counts on the source's users.
+        JobError: The speed cannot be.
+    """
+    if source.size != target.size:
+        raise JobError("Source and target image have different sizes")
+    for node in (target, source):
+        graph.require_unpinned(node)
+    async with graph.drained(source):
+        filter = CopyBeforeWriteNode(
+            filter_name or graph.unique_name(),
+            source,
+            target,
+            engine=graph.engine,
+            clock=graph.clock,
+            options=Options(),
+        )
+        try:
+            filter.put_over_both(graph)
+            await graph.insert_filter(source, filter)
+        except BaseException:
+            await graph.discard_unused(filter)
+            raise
+        handle = graph.hold(filter, f"block job '{id}'", READING)
+        try:
+            return BackupJob(id, graph, handle, plan, **life)
+        except BlockError:
+            await graph.remove_filter(filter)
+            await graph.release(handle)
+            raise
