@@ -133,6 +133,10 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
         """Let the image name another backing file, or none, and nothing else; see `qemu-img rebase -u`."""
         await self.writer.change_backing(name, form)
 
+    async def name_backing(self, backing: Node | None, name: str) -> None:
+        """Name it in the header; see `Mapper.name_backing`."""
+        await self.change_backing(*((name, backing.driver) if backing is not None else (None, None)))
+
     async def start_writing(self) -> None:
         """Let the image be changed from now on; the file is open for writing.
 
@@ -306,7 +310,7 @@ async def _attach_backing(site: Site, node: Qcow2Node) -> None:
         if site.options.children["backing"] is None:
             return
         # What the user said about the parent was about this image's, which the options name.
-        site.request = site.request._replace(read_only=True, rules=site.request.rules._replace(parent=None))
+        site.request = site.request._replace(rules=site.request.rules._replace(parent=None))
         backing = await site.child("backing")
         site.graph.attach(node, Role.BACKING, backing)
     elif node.image.header.backing_file is None:

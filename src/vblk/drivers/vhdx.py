@@ -110,6 +110,17 @@ class VhdxNode(PlanNode["VhdxWriter"]):
 
         await link_to(self, backing)
 
+    async def name_backing(self, backing: Node | None, name: str) -> None:
+        """Name it in the locator, or have none; see `Mapper.name_backing`."""
+        from vblk.drivers.vhdx_links import name_parent, part
+
+        await (part(self) if backing is None else name_parent(self, backing, name))
+
+    def keep_identity(self) -> None:
+        """Keep the data write GUID, unless the image was changed already; see `Mapper.keep_identity`."""
+        if not self.writer.changed:
+            self.writer.become(self.image.data_write_guid)
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once: the short way for a range inside a block that was read before."""
         within = offset & self._within_block

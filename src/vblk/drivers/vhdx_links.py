@@ -14,11 +14,14 @@ Ordering rules:
 Source: [MS-VHDX] "Metadata Region", "Parent Locator", "Payload BAT Entry States".
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 
 from vblk.codec.guid import Guid
 from vblk.drivers.vhdx import VhdxNode
+from vblk.drivers.vhdx_create import relative_path
+from vblk.drivers.vhdx_parent import local_path
 from vblk.drivers.vhdx_regions import load_pages
 from vblk.drivers.vhdx_resize import used_pages
 from vblk.drivers.vhdx_writer import VhdxWriter
@@ -38,6 +41,7 @@ from vblk.formats.vhdx.layout import (
     PAGE_SIZE,
     SECTOR_BITMAP_SIZE,
 )
+from vblk.formats.vhdx.linkage import reparented
 from vblk.formats.vhdx.locator import KEY_LINKAGE, KEY_LINKAGE_2, parse_locator
 from vblk.formats.vhdx.metadata import DiskFacts, MetadataItem
 from vblk.formats.vhdx.plan import Plan
@@ -65,14 +69,7 @@ async def link_to(node: VhdxNode, parent: Node) -> None:
     Raises:
         GraphError: The parent is of another format, or the image is read-only and names another state of it.
     """
-    while isinstance(parent, Filter) and parent.below is not None:
-        parent = parent.below
-    if not isinstance(parent, VhdxNode):
-        raise GraphError(
-            f"a VHDX image stands on VHDX images only, and node '{parent.name}' is {parent.driver}",
-            filename=node.filename,
-        )
-    locator, identity = node.image.locator, parent.image.data_write_guid
+    locator, identity = node.image.locator, _image_of(node, parent).image.data_write_guid
     assert locator is not None, "only differencing images stand on others"
     if locator.accepts(identity):
         return
@@ -83,6 +80,30 @@ async def link_to(node: VhdxNode, parent: Node) -> None:
         )
     pairs = {key: value for key, value in locator.pairs.items() if key != KEY_LINKAGE_2}
     await set_locator(node, {**pairs, KEY_LINKAGE: str(identity)})
+
+
+async def name_parent(node: VhdxNode, parent: Node, path: str) -> None:
+    """Let a differencing image stand on `parent` as that is now, which it finds at a path from its folder.
+
+    Raises:
+        GraphError: The parent is of another format.
+    """
+    here = local_path(node)
+    there = os.path.join(os.path.dirname(here), path)
+    identity = _image_of(node, parent).image.data_write_guid
+    await set_locator(node, reparented(identity, relative_path(here, there)))
+
+
+def _image_of(node: VhdxNode, parent: Node) -> VhdxNode:
+    """Return a parent without the filters on it."""
+    while isinstance(parent, Filter) and parent.below is not None:
+        parent = parent.below
+    if not isinstance(parent, VhdxNode):
+        raise GraphError(
+            f"a VHDX image stands on VHDX images only, and node '{parent.name}' is {parent.driver}",
+            filename=node.filename,
+        )
+    return parent
 
 
 async def take_disk_items(node: VhdxNode, items: Mapping[MetadataItem, bytes], like: DiskFacts) -> None:

@@ -140,6 +140,11 @@ class VhdxWriter(PlanWriter[VhdxNode, BlockWriter, Plan]):
         async with self._gates.exclusive(offset, length):
             yield blocks
 
+    @property
+    def changed(self) -> bool:
+        """Whether the image has its data write GUID for this session."""
+        return self._session.level is Level.DATA
+
     def become(self, data_write_guid: Guid) -> None:
         """Say which data write GUID the image gets with the first change; nothing has changed yet.
 

@@ -62,7 +62,8 @@ class Edge:
     """One use of `node` by `user` (a sentence's noun), with its permissions.
 
     `parent` is the user where that is a node of the graph, and `name` what it
-    calls this child, under QEMU's name for it.
+    calls this child, under QEMU's name for it. An edge that is `frozen` is not led
+    elsewhere: somebody counts on it.
     """
 
     node: "Node"
@@ -72,6 +73,7 @@ class Edge:
     shared: Permission
     parent: "Node | None" = None
     name: str = ""
+    frozen: bool = False
 
     @property
     def access(self) -> Access:

@@ -9,10 +9,11 @@ Ordering rule: edges are changed first and judged then, for only the whole can b
 judged; what is refused is changed back before anybody else runs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from vblk.errors import Cycle, GraphError, PermissionConflict
+from vblk.errors import Cycle, GraphError, NodeBusy, PermissionConflict
 from vblk.graph.edge import Access, Edge, Permission, Role
 from vblk.graph.node import Node
 
@@ -54,6 +55,8 @@ class Edges:
     def drop_children(self, node: Node) -> list[Node]:
         """Take the children from a node that is forgotten, and return them."""
         edges = list(node.children.values())
+        for edge in edges:
+            edge.frozen = False
         self.apply(Rewiring(removed=edges))
         return [edge.node for edge in edges]
 
@@ -71,10 +74,13 @@ class Edges:
             ReadOnly: Somebody would write to a node that is read-only.
             Cycle: A node would be its own ancestor, or a chain grow too deep.
             GraphError: An edge would lead to a node that is not in the graph (any more).
+            NodeBusy: An edge is frozen.
         """
         for node in (*rewiring.moved.values(), *(edge.node for edge in rewiring.added)):
             if node not in self._users:
                 raise GraphError(f"'{node.filename}' is not in the graph", filename=node.filename)
+        for edge in (*rewiring.moved, *rewiring.removed):
+            refuse_frozen(edge)
         touched = [edge.node for edge in (*rewiring.moved, *rewiring.removed)]
         inverse = self._change(rewiring)
         try:
@@ -181,6 +187,31 @@ class Edges:
                 if edge.role is not Role.FILE and edge.parent is not None
             }
         return count
+
+
+def refuse_frozen(edge: Edge) -> None:
+    """Raise NodeBusy when an edge is frozen."""
+    if edge.frozen:
+        parent = edge.user if edge.parent is None else f"'{edge.parent.name}'"
+        raise NodeBusy(f"Cannot change frozen '{edge.name}' link from {parent} to '{edge.node.name}'")
+
+
+@contextmanager
+def frozen(edges: Sequence[Edge]) -> Generator[None, None, None]:
+    """Let edges lead where they lead while the block runs.
+
+    Raises:
+        NodeBusy: Somebody else has frozen one of them.
+    """
+    for edge in edges:
+        refuse_frozen(edge)
+    for edge in edges:
+        edge.frozen = True
+    try:
+        yield
+    finally:
+        for edge in edges:
+            edge.frozen = False
 
 
 def reachable(node: Node) -> list[Node]:

@@ -34,6 +34,11 @@ def remove_extra(node: Node, extra: type[Any]) -> None:
     node.__class__ = _kind(plain, tuple(each for each in extras if each is not extra))
 
 
+def plain_kind(node: Node) -> type[Node]:
+    """Return the class of a node without mixins."""
+    return _parts(type(node))[0]
+
+
 def _parts(kind: type[Node]) -> tuple[type[Node], tuple[type[Any], ...]]:
     return _known.get(kind, (kind, ()))
 

@@ -238,12 +238,26 @@ class Mapper(Node):
             if extent.kind is not Kind.ABSENT:
                 await self._resolve_extent(extent, spans)
             elif below:
-                inside = min(max(start, below[0].size), end)
-                if start < inside:
-                    spans += await below[0]._changes(start, inside - start, below[1:])
-                if inside < end:
-                    spans.append(Span(Kind.ZERO, inside, end - inside))
+                spans += await self._seen_of(below, start, end)
         return spans
+
+    @staticmethod
+    async def _seen_of(images: Sequence["Mapper"], start: int, end: int) -> list[Span]:
+        """Say what images hold, the uppermost first, and what is zeros behind the end of one of them."""
+        inside = min(max(start, images[0].size), end)
+        spans = await images[0]._changes(start, inside - start, images[1:]) if start < inside else []
+        if inside < end:
+            spans.append(Span(Kind.ZERO, inside, end - inside))
+        return spans
+
+    async def lacks(self, offset: int, length: int, below: Sequence["Mapper"]) -> list[Span]:
+        """Say what shows through this image of those `below` it; see `changes`."""
+        spans: list[Span] = []
+        for extent in await self.extents(offset, length):
+            if extent.kind is Kind.ABSENT:
+                start = extent.guest_offset
+                spans += await self._seen_of(below, start, start + extent.length)
+        return await _without_holes(spans)
 
     @property
     def file(self) -> Node:
@@ -260,6 +274,23 @@ class Mapper(Node):
 
         Raises:
             GraphError: It cannot.
+        """
+
+    async def name_backing(self, backing: Node | None, name: str) -> None:
+        """Let the file say that the image stands on `backing` (None: on nothing), durably.
+
+        `name` is that image's, as this one is to have it. The disk reads the same on either. Whom
+        it really stands on is the graph's to change.
+
+        Raises:
+            Unsupported: The format cannot.
+        """
+        raise Unsupported(f"{self.driver} images do not name others", filename=self.filename)
+
+    def keep_identity(self) -> None:
+        """Let the next change, which the image was opened for, be one that those who stand on it do not see.
+
+        Not a single byte of the disk changes by it.
         """
 
     def child_changed(self, edge: Edge) -> None:

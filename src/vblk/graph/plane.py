@@ -9,14 +9,15 @@ placement is published only when all of them arrived (`Node.place`).
 """
 
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from vblk.aio.engine import Engine, storage_error
 from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.graph.kernel_copy import KernelCopier, Means
-from vblk.graph.node import Leaf, Node, Span, coalesce
+from vblk.graph.node import Buffer, Leaf, Node, Span, coalesce
 from vblk.graph.sparse_copy import units_with_data
 from vblk.runtime.fan_out import fan_out
 from vblk.units import KIB, MIB
@@ -98,6 +99,22 @@ class Moved:
         self.by_means[means] = self.by_means.get(means, 0) + length
 
 
+class Receiver(Protocol):
+    """Where bytes may be brought: a node, or one who knows the way into it."""
+
+    def place(self, offset: int, length: int) -> AbstractAsyncContextManager[list[Span]]:
+        """Make room; see `Node.place`."""
+        ...
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write; see `Node.write`."""
+        ...
+
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> None:
+        """Write zeros; see `Node.write_zeroes`."""
+        ...
+
+
 class Mover:
     """Moves spans of one graph to nodes of the same or another graph.
 
@@ -114,7 +131,7 @@ class Mover:
     async def move(
         self,
         source: Span,
-        target: Node,
+        target: Receiver,
         target_offset: int,
         *,
         zero_unit: int = 0,
@@ -145,6 +162,23 @@ class Mover:
                 await self._move_piece(
                     source.leaf, start, place.leaf, place.leaf_offset, place.length, zero_unit
                 )
+
+    async def bring(self, span: Span, target: Receiver) -> None:
+        """Let the same range of a target read as a span does.
+
+        Raises: as `move`.
+        """
+        offset = span.guest_offset
+        if span.kind is Kind.ZERO:
+            await target.write_zeroes(offset, span.length, unmap=True)
+        elif span.kind is Kind.DATA:
+            await self.move(span, target, offset)
+        else:
+            assert span.leaf is not None
+            for done in range(0, span.length, BUFFER_MAX):
+                buffer = bytearray(min(BUFFER_MAX, span.length - done))
+                await span.leaf.read_encoded(span.leaf_offset + done, memoryview(buffer))
+                await target.write(offset + done, buffer)
 
     async def worth_space(self, source: Span, target: Node, target_offset: int) -> list[tuple[int, int]]:
         """Return (start, end) in a DATA span of all but the units of the target that would be zeros.

@@ -72,13 +72,17 @@ class Site:
     _opened: list[Node] = field(default_factory=list[Node])
 
     async def child(self, key: str = "file") -> Node:
-        """Open the child that the options name under `key`, or find the node that they refer to."""
+        """Open the child that the options name under `key`, or find the node that they refer to.
+
+        What backs an image is open for reading only, unless it is said of it.
+        """
         wanted = self.options.children.get(key)
         if wanted is None:
             raise OptionError(f'A block device must be specified for "{key}"')
         if isinstance(wanted, NodeReference):
             return self.graph.find(wanted.name)
-        node = await self.open(wanted, self.request._replace(read_only=self.read_only))
+        read_only = self.read_only or key == Role.BACKING.value
+        node = await self.open(wanted, self.request._replace(read_only=read_only))
         self._opened.append(node)
         return node
 

@@ -23,7 +23,7 @@ from vblk.graph.edge import IDLE
 from vblk.graph.edges import Rewiring, reachable
 from vblk.graph.following import follow, leave
 from vblk.graph.handle import Handle
-from vblk.graph.node import Node, coalesce
+from vblk.graph.node import Node, Span, coalesce
 from vblk.graph.plane import Mover
 from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
@@ -201,11 +201,18 @@ class MirrorJob(BlockJob):
         self._kicked.set()
 
     def _stumble(self, error: BlockError) -> None:
-        # The kernel copies both sides in one call, so the file says whose failure it was.
-        reading = error.filename in {node.filename for node in reachable(self._source.node)}
+        reading = self._is_reading(error)
         policy = self._plan.on_source_error if reading else self._plan.on_target_error
         self._stumbled = True
         self.failed(error, policy, reading=reading)
+
+    def _is_reading(self, error: BlockError) -> bool:
+        """Tell by whose file it is whether a failure is one of reading: the kernel copies in one call."""
+        return error.filename in {node.filename for node in reachable(self._source.node)}
+
+    async def _spans(self, offset: int, length: int) -> list[Span]:
+        """Return what of a range has to be brought to the target."""
+        return coalesce(await self._source.node.allocation(offset, length))
 
     async def run(self) -> None:
         """Copy, get ready, and keep in step until the end; the disk is drained then."""
@@ -251,6 +258,7 @@ class MirrorJob(BlockJob):
                 await self._recover()
 
     async def _mark_what_is_there(self, bitmap: DirtyBitmap) -> None:
+        """Mark what is to be copied of the disk as it is at the start."""
         source = self._source
         if self._plan.sync is Sync.FULL:
             bitmap.set(0, source.size)
@@ -375,7 +383,7 @@ class MirrorJob(BlockJob):
     async def _copy(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
         try:
             async with self._leave(), self._locks.exclusive(offset, length):
-                for span in coalesce(await self._source.node.allocation(offset, length)):
+                for span in await self._spans(offset, length):
                     await self._goal.copy(self._source.node, span)
         except BlockError as error:
             self._give_back(bitmap, offset, length)
@@ -431,9 +439,14 @@ class MirrorJob(BlockJob):
                 shown["seconds-left"] = round((self.total - self.current) / gain, 1)
         return shown | {"copy-mode": self._copy_mode.value, "holds-users": self._held}
 
+    @property
+    def pivots(self) -> bool:
+        """Whether the disk's users go to the target in the end."""
+        return self._ending is End.PIVOT
+
     async def commit(self) -> None:
         """Lead the users to the target."""
-        if self._ending is not End.PIVOT:
+        if not self.pivots:
             return
         graph, target = self._graph, self._target
         own = (self._source.edge, target.edge)

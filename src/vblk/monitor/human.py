@@ -340,10 +340,8 @@ async def _info_block_jobs(monitor: HumanMonitor, arguments: Arguments) -> None:
     if not jobs:
         monitor.say("No active jobs")
     for job in jobs:
-        monitor.say(
-            f"Type {job.type}, device {job.id}: Completed {job.current} of {job.total} bytes, "
-            f"speed limit {job.speed} bytes/s"
-        )
+        what = f"Streaming device {job.id}" if job.type == "stream" else f"Type {job.type}, device {job.id}"
+        monitor.say(f"{what}: Completed {job.current} of {job.total} bytes, speed limit {job.speed} bytes/s")
 
 
 async def _info_exports(monitor: HumanMonitor, arguments: Arguments) -> None:

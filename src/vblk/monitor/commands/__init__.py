@@ -4,6 +4,7 @@ Owns: the joining of their tables. Each module has a `TABLE` of its own.
 """
 
 from vblk.monitor.commands import (
+    committing,
     creating,
     descriptors,
     exports,
@@ -15,6 +16,7 @@ from vblk.monitor.commands import (
     quorum,
     reopening,
     session,
+    streaming,
     surgery,
     transaction,
 )
@@ -30,6 +32,8 @@ _MODULES = (
     creating,
     jobs,
     mirroring,
+    committing,
+    streaming,
     objects,
     qom,
     descriptors,

@@ -1,0 +1,160 @@
+"""Jobs on chains, with a guest that writes, that are killed with SIGKILL after so many function calls.
+
+Owns: a process that imports vblk once and forks for every run, the runs, and what a
+guest wrote. An instant is counted as in `tests.support.killed_call`.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vblk.aio.clock import LoopClock
+from vblk.graph.edge import Role
+from vblk.graph.node import Node
+from vblk.graph.registry import Graph
+from vblk.jobs.job import Job
+from vblk.jobs.live_chain import Grip, Stretch
+from vblk.jobs.live_commit import ActiveCommitJob, CommitJob
+from vblk.jobs.states import Status
+from vblk.jobs.stream import Pull, StreamJob
+from vblk.opening import open_image
+
+WRITES = 200
+"""The most writes of one run."""
+
+
+def writes(seed: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield what the guest of a run writes, where and what."""
+    lot = random.Random(seed)
+    for _ in range(WRITES):
+        length = lot.choice((512, 4096, 40960))
+        yield lot.randrange(0, size - length, 512), lot.randbytes(length)
+
+
+class Killer:
+    """Makes runs that are killed; use it in `with`."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.killed_job"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __enter__(self) -> "Killer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, kind: str, top: Path, seed: int, after: int = 0) -> tuple[int, int, str]:
+        """Run a job, "commit", "active" or "stream", and kill it after so many function calls; 0: never.
+
+        Returns: the exit status, negative for a signal; the function calls, if it came to its
+        end; and a letter for each write that was durable: "t" in the top, "b" in the base.
+        """
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([kind, str(top), seed, after]) + "\n")
+        process.stdin.flush()
+        status, said = json.loads(process.stdout.readline())
+        letters, _, count = said.partition(" ")
+        return status, int(count or 0), letters
+
+
+async def _job(kind: str, path: Path, seed: int, report: int) -> None:
+    async with Graph() as graph:
+        guest = await open_image(graph, str(path), format=path.suffix[1:], read_only=False)
+        graph.keep(guest.node)
+        top = guest.node
+        job = await _begun(kind, graph, top)
+
+        async def live() -> None:
+            for offset, data in writes(seed, guest.size):
+                await guest.write(offset, data, fua=True)
+                os.write(report, b"t" if guest.node is top else b"b")
+                if job.status is Status.NULL:
+                    return
+
+        living = asyncio.ensure_future(live())
+        await job.ended()
+        await living
+        assert job.error is None, job.error
+
+
+async def _begun(kind: str, graph: Graph, top: Node) -> CommitJob | ActiveCommitJob | StreamJob:
+    chain = [top]
+    while (below := chain[-1].child(Role.BACKING)) is not None:
+        chain.append(below)
+    if kind == "stream" or (kind == "commit" and len(chain) < 3):  # nothing is left of it
+        pull = Pull(graph, Stretch.between(top, chain[-1]), "stream", "why")
+        await pull.take()
+        job: CommitJob | ActiveCommitJob | StreamJob = StreamJob(
+            "j", pull, listener=_complete, clock=LoopClock()
+        )
+    else:
+        is_active = kind == "active"
+        stretch = Stretch.between(chain[0 if is_active else 1], chain[-1])
+        grip = Grip(graph, stretch, "commit", "why", is_active=is_active)
+        await grip.take()
+        kind_of = ActiveCommitJob if is_active else CommitJob
+        job = kind_of("j", grip, listener=_complete, clock=LoopClock())
+    job.start()
+    return job
+
+
+def _complete(job: Job, event: str, _: Any) -> None:
+    """Let a job that became ready come to its end."""
+    if event == "BLOCK_JOB_READY":
+        asyncio.get_running_loop().call_soon(job.complete)
+
+
+def _run(kind: str, top: Path, seed: int, after: int, report: int) -> None:
+    count = 0
+
+    def counted(_frame: FrameType, _event: str, _argument: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(counted)
+    asyncio.run(_job(kind, top, seed, report))
+    sys.setprofile(None)
+    os.write(report, f" {count}".encode())
+
+
+def _serve() -> None:
+    for line in sys.stdin:
+        kind, top, seed, after = json.loads(line)
+        reading, report = os.pipe()
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            try:
+                _run(kind, Path(top), seed, after, report)
+            except BaseException as error:
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+                os._exit(1)
+            os._exit(0)
+        os.close(report)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        _, status = os.waitpid(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), said]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
