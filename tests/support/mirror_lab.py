@@ -77,6 +77,10 @@ class Lab:
                     return
                 await asyncio.sleep(0)
 
+    async def shows_all(self, node: Node) -> bool:
+        """Tell whether a node shows what the guest wrote; the bytes are never printed."""
+        return await self.shown(node) == bytes(self.content)
+
     async def shown(self, node: Node) -> bytes:
         return await node.read(0, node.size)
 

@@ -21,19 +21,26 @@ from tests.support.nbd import Server, nbdkit, qemu_nbd
 from tests.support.vhdx.chain import Chain
 from tests.support.vhdx.image import Block, State, Vhdx
 from tests.support.vhdx.model import pattern
+from vblk.aio.threads import ThreadEngine
 from vblk.drivers.qcow2_create import create_image
+from vblk.errors import BlockError
 from vblk.filters import copy_on_read, snapshot
 from vblk.formats.luks import CipherSpec, SectorCipher, plan_header, unlock
 from vblk.formats.qcow2.create import NewQcow2, plan_creation
 from vblk.graph.dirty_bitmap import DirtyBitmap
+from vblk.graph.following import follow
 from vblk.graph.node import Node
+from vblk.graph.plane import Mover
 from vblk.graph.recording import put_bitmap
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.graph.zero_detection import set_detection
+from vblk.jobs.mirror_target import MirrorTarget
+from vblk.jobs.write_blocking import WriteBlocking
 from vblk.opening import open_node
 from vblk.options import from_mapping
 from vblk.protocols.memory import MemoryNode
+from vblk.runtime.range_lock import RangeLock
 from vblk.runtime.throttling import ThrottleGroup, ThrottleLimits
 from vblk.testing import Factory, FaultPlan, FaultyNode, PassingNode, ReluctantNode, Subject
 
@@ -424,6 +431,28 @@ async def _faulty(bench: Bench) -> Made:
     return Made(node, below.content)
 
 
+class _Nobody:
+    """Who has changes passed on, and cares for nothing else."""
+
+    passes_on = True
+
+    def passed_on(self, length: int) -> None:
+        """Count nothing."""
+
+    def stumbled(self, error: BlockError) -> None:
+        """Let no failure pass."""
+        raise AssertionError(error)
+
+
+def _follow(node: Node) -> None:
+    """Let a disk in memory follow a node, as the target of a mirror does."""
+    bitmap, virgin = (DirtyBitmap(name, node.size, 512) for name in ("marks", "virgin"))
+    put_bitmap(node, bitmap)
+    memory = MemoryNode("target", size=node.size)
+    target = MirrorTarget(memory, Mover(ThreadEngine()), virgin, unmap=True, buffer=64 * KIB)
+    follow(node, WriteBlocking(_Nobody(), node, target, bitmap, RangeLock()))
+
+
 BUILDERS: dict[str, Builder] = {
     "memory": _memory,
     "null": _null,
@@ -474,6 +503,7 @@ BUILDERS: dict[str, Builder] = {
     "snapshot-of-chain": _snapshot_of_chain,
     "raw-with-bitmap": _more(lambda node: put_bitmap(node, DirtyBitmap("bitmap", node.size, 512))),
     "raw-detecting-zeroes": _more(lambda node: set_detection(node, "on")),
+    "raw-followed": _more(_follow),
     "passing": _passing,
     "faulty-without-faults": _faulty,
 }

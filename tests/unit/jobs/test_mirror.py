@@ -32,7 +32,7 @@ def test_the_guest_goes_on_at_the_target_and_loses_nothing(tmp_path: Path, sourc
         assert job.error is None
         assert room.guest.node is room.target
         await room.write(MIB + 77, b"on the new disk")
-        assert await room.guest.read(0, room.guest.size) == room.content
+        assert await room.shows_all(room.guest.node)
         assert room.source.bitmaps == {}
         assert job.current == job.total >= SIZE
         assert room.told == [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.manual_clock import ManualClock
 from tests.support.mirror_lab import SIZE, Lab, failing, in_lab
 from tests.support.turns import turns
 from vblk.graph.following import Followed
@@ -114,7 +115,7 @@ def test_a_guest_that_never_rests_is_no_reason_not_to_become_ready(
         ended = True
         await busy
         assert job.error is None
-        assert await room.shown(room.target) == room.content
+        assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)
 
@@ -156,7 +157,7 @@ def test_nothing_is_lost_while_the_copy_mode_changes_under_several_writers(
         await asyncio.gather(*guests)
         assert job.error is None
         assert room.guest.node is room.target
-        assert await room.guest.read(0, SIZE) == room.content
+        assert await room.shows_all(room.guest.node)
 
     in_lab(tmp_path, scenario, source=source, target=target)
 
@@ -171,7 +172,7 @@ def test_a_target_that_fails_ends_the_job_and_not_the_guest(tmp_path: Path) -> N
         assert job.error is not None
         assert "Input/output error" in job.error
         assert "BLOCK_JOB_ERROR" in room.told
-        assert await room.guest.read(0, SIZE) == room.content
+        assert await room.shows_all(room.guest.node)
 
     (tmp_path / "third").write_bytes(bytes(SIZE))
     in_empty_lab(tmp_path, scenario)
@@ -191,7 +192,7 @@ def test_a_target_that_is_full_stops_the_job_which_catches_up_when_it_is_resumed
         job.cancel()
         await job.ended()
         assert job.error is None
-        assert await room.shown(room.target) == room.content
+        assert await room.shows_all(room.target)
 
     (tmp_path / "third").write_bytes(bytes(SIZE))
     in_empty_lab(tmp_path, scenario)
@@ -207,7 +208,7 @@ def test_a_failure_that_is_ignored_is_made_good_in_the_background(tmp_path: Path
         job.cancel()
         await job.ended()
         assert job.error is None
-        assert await room.shown(room.target) == room.content
+        assert await room.shows_all(room.target)
 
     (tmp_path / "third").write_bytes(bytes(SIZE))
     in_empty_lab(tmp_path, scenario)
@@ -243,13 +244,14 @@ def test_a_target_that_hangs_lets_the_guest_go_when_the_job_is_told_to(tmp_path:
         gate.gate.set()
         job.cancel()
         await job.ended()
-        assert await room.shown(room.target) == room.content
+        assert await room.shows_all(room.target)
 
     in_empty_lab(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("both", [False, True])
 def test_who_drains_the_target_waits_for_what_the_guest_has_under_way_and_holds_back_the_rest(
-    tmp_path: Path,
+    tmp_path: Path, both: bool
 ) -> None:
     async def scenario(room: Lab) -> None:
         gate = gated(room)
@@ -261,7 +263,7 @@ def test_who_drains_the_target_waits_for_what_the_guest_has_under_way_and_holds_
         go_on = asyncio.Event()
 
         async def drain() -> None:
-            async with room.graph.changing(gate, room.source):
+            async with room.graph.changing(gate, room.source) if both else room.graph.drained(gate):
                 drained.set()
                 await go_on.wait()
 
@@ -278,7 +280,7 @@ def test_who_drains_the_target_waits_for_what_the_guest_has_under_way_and_holds_
         await asyncio.gather(draining, second)
         job.cancel()
         await job.ended()
-        assert await room.shown(room.target) == room.content
+        assert await room.shows_all(room.target)
 
     in_empty_lab(tmp_path, scenario)
 
@@ -298,5 +300,49 @@ def test_a_guest_that_gives_up_waiting_leaves_a_mark(tmp_path: Path) -> None:
         await job.ended()
         assert await room.shown(room.target) == await room.shown(room.source)
         assert await room.guest.read(4096, 8) == b"given up"
+
+    in_empty_lab(tmp_path, scenario)
+
+
+def test_a_change_waits_for_a_copy_of_its_range_that_is_under_way(tmp_path: Path) -> None:
+    async def scenario(room: Lab) -> None:
+        gate = gated(room)
+        before = bytes(room.content[4096:4100])
+        job = room.mirror(BLOCKING)
+        await room.came_true(lambda: gate.waiting)
+        writing = asyncio.ensure_future(room.write(4096, b"late"))
+        for _ in range(20):
+            await turns(50)
+            assert await room.source.read(4096, 4) == before
+        gate.gate.set()
+        await writing
+        await room.until(job, Status.READY)
+        job.cancel()
+        await job.ended()
+        assert await room.shows_all(room.target)
+
+    in_lab(tmp_path, scenario)
+
+
+def test_a_change_of_a_part_leaves_the_mark_of_the_rest(tmp_path: Path) -> None:
+    async def scenario(room: Lab) -> None:
+        job = room.mirror(CHANGES, clock=ManualClock())
+        await room.until(job, Status.READY)
+        (bitmap,) = room.source.bitmaps.values()
+        job.pause()
+        await job.change(None, None)  # it looks up
+        await room.until(job, Status.STANDBY)
+        await room.write(4096, b"only marked")
+        job.resume()
+        await room.until(job, Status.READY)
+        await room.write(8192, b"passed on")
+        await room.write(64 * KIB, b"passed on, too")
+        assert await room.target.read(8192, 9) == b"passed on"
+        assert bitmap.count == 64 * KIB
+        await room.write(0, b"p" * 64 * KIB)
+        assert bitmap.count == 0
+        job.cancel()
+        await job.ended()
+        assert await room.shows_all(room.target)
 
     in_empty_lab(tmp_path, scenario)
