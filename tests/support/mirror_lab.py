@@ -58,6 +58,17 @@ class Lab:
         job.start()
         return job
 
+    async def ready(self, plan: Plan | None = None, **life: Any) -> MirrorJob:
+        """Begin a mirror, and wait until it is ready."""
+        job = self.mirror(plan, **life)
+        await self.until(job, Status.READY)
+        return job
+
+    async def leave(self, job: MirrorJob) -> None:
+        """Cancel a job that is ready, and wait for its end."""
+        job.cancel()
+        await job.ended()
+
     async def write(self, offset: int, data: bytes) -> None:
         await self.guest.write(offset, data)
         self.content[offset : offset + len(data)] = data

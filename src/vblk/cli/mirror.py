@@ -6,7 +6,8 @@ with `--pivot` leads the disk's users to the target.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,12 @@ class Arguments(TargetArguments):
     progress: bool
     progress_format: str | None
 
+    def shown(self, console: Console) -> AbstractContextManager[Progress | None]:
+        """Yield what the job reports to, or None."""
+        return shown_progress(
+            console, wanted=self.progress, form=self.progress_format, quiet=self.quiet, what="mirror"
+        )
+
     def two_operands(self) -> tuple[str, str]:
         """Return source and target.
 
@@ -60,20 +67,28 @@ class Arguments(TargetArguments):
         return self.operands[0], self.operands[1]
 
 
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Raise Failure for the first option that has a value."""
+    for name, value in given.items():
+        if value:
+            raise Failure(f"{name} {why}")
+
+
 async def run_here(arguments: Arguments, console: Console) -> int:
     """Mirror one image to another."""
     options = read_options(arguments.options)
     if options.wants_help:
         console.print(*options_help(arguments.form, with_file=len(arguments.operands) > 1))
         return SUCCESS
-    for name, value in (
-        ("--pivot", arguments.pivot),
-        ("--converge", arguments.converge),
-        ("--copy-mode", arguments.copy_mode),
-        ("--job-id", arguments.job_id),
-    ):
-        if value:
-            raise Failure(f"{name} is for a disk in use: say which daemon has it with --daemon")
+    refuse(
+        {
+            "--pivot": arguments.pivot,
+            "--converge": arguments.converge is not None,
+            "--copy-mode": arguments.copy_mode,
+            "--job-id": arguments.job_id,
+        },
+        "is for a disk in use: say which daemon has it with --daemon",
+    )
     check_target(arguments)
     creation = None if arguments.skip_create else wanted_image(arguments, options.values)
     source, target = arguments.two_operands()
@@ -87,13 +102,7 @@ async def run_here(arguments: Arguments, console: Console) -> int:
                 target_may_be_larger=True,
             )
             graph.rewire(Rewiring(access={goal.handle.edge: IDLE}))  # the job writes, not we
-            with shown_progress(
-                console,
-                wanted=arguments.progress,
-                form=arguments.progress_format,
-                quiet=arguments.quiet,
-                what="mirror",
-            ) as progress:
+            with arguments.shown(console) as progress:
                 await _mirror(graph, disk, goal.handle, plan, arguments.rate, progress)
     return SUCCESS
 

@@ -5,17 +5,14 @@ and says so.
 """
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vblk.cli.connection import Connection
 from vblk.cli.console import Console
 from vblk.cli.failure import SUCCESS, Failure
 from vblk.cli.jobs import Job, jobs_of
-from vblk.cli.progress_view import shown_progress
+from vblk.cli.mirror import Arguments, refuse
 from vblk.jobs.progress import Progress
-
-if TYPE_CHECKING:
-    from vblk.cli.mirror import Arguments
 
 LOOK_SECONDS: Final = 0.1
 """The daemon is asked so often."""
@@ -66,40 +63,35 @@ class Watch:
             raise Failure(outcome["data"]["error"])
 
 
-def run_there(arguments: "Arguments", console: Console) -> int:
+def run_there(arguments: Arguments, console: Console) -> int:
     """Have a daemon mirror one of its disks."""
-    for name, value in (
-        ("-o", arguments.options),
-        ("-B", arguments.backing),
-        ("-F", arguments.backing_format),
-        ("-f", arguments.format),
-        ("--image-opts", arguments.image_opts or arguments.target_image_opts),
-        ("--target-is-zero", arguments.target_is_zero),
-        ("--object", arguments.objects),
-        ("-t", arguments.target_cache != "unsafe"),
-        ("-T", arguments.source_cache),
-        ("-U", arguments.force_share),
-        ("--strict", arguments.strict),
-        ("--parent", arguments.parent),
-        ("--parent-dir", arguments.parent_dirs),
-        ("--path-map", arguments.path_map),
-        ("--ignore-linkage", arguments.ignore_linkage),
-        ("--deny-implicit", arguments.deny_implicit),
-    ):
-        if value:
-            raise Failure(f"{name} cannot be used with --daemon: the images are the daemon's")
+    refuse(
+        {
+            "-o": arguments.options,
+            "-B": arguments.backing,
+            "-F": arguments.backing_format,
+            "-f": arguments.format,
+            "--image-opts": arguments.image_opts or arguments.target_image_opts,
+            "--target-is-zero": arguments.target_is_zero,
+            "--object": arguments.objects,
+            "-t": arguments.target_cache != "unsafe",
+            "-T": arguments.source_cache,
+            "-U": arguments.force_share,
+            "--strict": arguments.strict,
+            "--parent": arguments.parent,
+            "--parent-dir": arguments.parent_dirs,
+            "--path-map": arguments.path_map,
+            "--ignore-linkage": arguments.ignore_linkage,
+            "--deny-implicit": arguments.deny_implicit,
+        },
+        "cannot be used with --daemon: the images are the daemon's",
+    )
     source, target = arguments.two_operands()
     assert arguments.daemon is not None
     watch = Watch(arguments.daemon, arguments.job_id or "mirror")
     try:
         _start(watch, arguments, source, target)
-        with shown_progress(
-            console,
-            wanted=arguments.progress,
-            form=arguments.progress_format,
-            quiet=arguments.quiet,
-            what="mirror",
-        ) as progress:
+        with arguments.shown(console) as progress:
             watch.until("ready", progress)
             if progress is not None:
                 progress.finish()
@@ -114,7 +106,7 @@ def run_there(arguments: "Arguments", console: Console) -> int:
     return SUCCESS
 
 
-def _start(watch: Watch, arguments: "Arguments", source: str, target: str) -> None:
+def _start(watch: Watch, arguments: Arguments, source: str, target: str) -> None:
     call = watch.connection.call
     nodes = {node["node-name"] for node in call("query-named-block-nodes", flat=True)}
     how: dict[str, Any] = {

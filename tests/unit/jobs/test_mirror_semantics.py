@@ -34,8 +34,7 @@ def test_phase_1_copies_everything_until_the_target_is_in_sync_and_offset_equals
     tmp_path: Path,
 ) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror()
-        await room.until(job, Status.READY)
+        job = await room.ready()
         assert job.current == job.total == SIZE
         assert await room.shows_all(room.target)
 
@@ -48,16 +47,14 @@ def _is_copied(job: MirrorJob, bitmap: DirtyBitmap, before: int) -> bool:
 
 def test_phase_2_keeps_the_target_in_sync_until_told_to_stop(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(clock=EagerClock())
-        await room.until(job, Status.READY)
+        job = await room.ready(clock=EagerClock())
         (bitmap,) = room.source.bitmaps.values()
         for _ in range(2):
             copied = job.current
             await room.write(2 * MIB, os.urandom(4096))
             await room.came_true(partial(_is_copied, job, bitmap, copied))
             assert await room.shows_all(room.target)
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
 
     in_lab(tmp_path, scenario)
 
@@ -66,8 +63,7 @@ def test_phase_2_keeps_the_target_in_sync_until_told_to_stop(tmp_path: Path) -> 
 def test_the_target_is_a_black_box_of_any_format_or_protocol(tmp_path: Path, kind: str) -> None:
     async def scenario(room: Lab) -> None:
         room.target = await black_box(room.graph, tmp_path / "box", kind)
-        job = room.mirror()
-        await room.until(job, Status.READY)
+        job = await room.ready()
         await room.write(MIB, b"in both")
         job.complete()
         await job.ended()
@@ -118,10 +114,8 @@ def test_sync_mode_full_copies_the_backing_too(tmp_path: Path) -> None:
         async with Graph() as graph:
             guest = await open_image(graph, str(top), format="qcow2", read_only=False)
             room = Lab(graph, guest, await kept(graph, target, "raw"))
-            job = room.mirror(Plan(sync=Sync.FULL))
-            await room.until(job, Status.READY)
-            job.cancel()
-            await job.ended()
+            job = await room.ready(Plan(sync=Sync.FULL))
+            await room.leave(job)
             assert await room.shown(room.target) == b"b" * MIB
 
     asyncio.run(main())
@@ -138,10 +132,8 @@ def test_sync_mode_top_leaves_the_backing_out(tmp_path: Path) -> None:
             guest = await open_image(graph, str(top), format="qcow2", read_only=False)
             await guest.write(MIB, b"t" * 64 * KIB)
             room = Lab(graph, guest, await kept(graph, target, "raw"))
-            job = room.mirror(Plan(sync=Sync.TOP))
-            await room.until(job, Status.READY)
-            job.cancel()
-            await job.ended()
+            job = await room.ready(Plan(sync=Sync.TOP))
+            await room.leave(job)
             shown = await room.shown(room.target)
             assert shown[MIB : MIB + 64 * KIB] == b"t" * 64 * KIB
             assert shown.count(b"b") == 0
@@ -151,11 +143,9 @@ def test_sync_mode_top_leaves_the_backing_out(tmp_path: Path) -> None:
 
 def test_sync_mode_none_copies_only_what_changes(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(Plan(sync=Sync.NONE, granularity=4096))
-        await room.until(job, Status.READY)
+        job = await room.ready(Plan(sync=Sync.NONE, granularity=4096))
         await room.write(8192, b"n" * 4096)
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         right = bytearray(SIZE)
         right[8192:12288] = b"n" * 4096
         assert await room.shown(room.target) == right
@@ -166,12 +156,10 @@ def test_sync_mode_none_copies_only_what_changes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("granularity", [512, 64 * KIB, MIB])
 def test_granularity_is_the_unit_in_which_changes_are_copied(tmp_path: Path, granularity: int) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(Plan(sync=Sync.NONE, granularity=granularity))
-        await room.until(job, Status.READY)
+        job = await room.ready(Plan(sync=Sync.NONE, granularity=granularity))
         before = job.current
         await room.guest.write(MIB + 100, b"x")
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert job.current - before == granularity
 
     in_lab(tmp_path, scenario)
@@ -196,11 +184,9 @@ def test_buffer_size_bounds_what_passes_through_memory(
 
     async def scenario(room: Lab) -> None:
         room.target = await black_box(room.graph, tmp_path / "box", "memory")
-        job = room.mirror(Plan(granularity=64 * KIB, buffer=buffer))
-        await room.until(job, Status.READY)
+        job = await room.ready(Plan(granularity=64 * KIB, buffer=buffer))
         assert 0 < most <= buffer
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)
@@ -216,8 +202,7 @@ def test_speed_is_what_is_copied_in_a_second(tmp_path: Path) -> None:
             for _ in range(2000):
                 await asyncio.sleep(0)
             assert job.current <= (second + 1) * 256 * KIB
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert job.current > 0
 
     in_lab(tmp_path, scenario)
@@ -225,16 +210,14 @@ def test_speed_is_what_is_copied_in_a_second(tmp_path: Path) -> None:
 
 def test_a_dirty_bitmap_on_the_source_knows_what_is_left(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(Plan(sync=Sync.NONE, granularity=64 * KIB))
-        await room.until(job, Status.READY)
+        job = await room.ready(Plan(sync=Sync.NONE, granularity=64 * KIB))
         (bitmap,) = room.source.bitmaps.values()
         job.pause()
         await room.until(job, Status.STANDBY)
         await room.write(MIB - 1, b"xx")
         assert bitmap.count == 2 * 64 * KIB
         job.resume()
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert room.source.bitmaps == {}
 
     in_lab(tmp_path, scenario)
@@ -242,8 +225,7 @@ def test_a_dirty_bitmap_on_the_source_knows_what_is_left(tmp_path: Path) -> None
 
 def test_copy_modes_are_switched_while_the_job_runs(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(clock=ManualClock())
-        await room.until(job, Status.READY)
+        job = await room.ready(clock=ManualClock())
         await room.write(MIB, b"background")
         assert await room.shown(room.target) != room.content
         await job.change(CopyMode.WRITE_BLOCKING, None)
@@ -265,10 +247,8 @@ def test_unmap_says_whether_zeros_take_space_in_the_target(tmp_path: Path, unmap
         writer = room.graph.hold(room.target, "before", WRITING)
         await writer.write(0, b"x" * SIZE)
         await room.graph.release(writer)
-        job = room.mirror(Plan(granularity=64 * KIB, unmap=unmap))
-        await room.until(job, Status.READY)
-        job.cancel()
-        await job.ended()
+        job = await room.ready(Plan(granularity=64 * KIB, unmap=unmap))
+        await room.leave(job)
         assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)
@@ -299,7 +279,8 @@ def test_on_error_reports_ignores_or_stops_until_it_is_resumed(
         job = room.mirror(plan)
         if then == "ends":
             await job.ended()
-            assert job.error is not None
+            assert job.error == os.strerror(number)
+            assert room.source.bitmaps == {}
             return
         if then == "pauses":
             await room.until(job, Status.PAUSED)
@@ -307,8 +288,7 @@ def test_on_error_reports_ignores_or_stops_until_it_is_resumed(
             job.resume()
         await room.until(job, Status.READY)
         assert room.told.count("BLOCK_JOB_ERROR") == 1
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shown(room.target) == await room.shown(room.source)
 
     (tmp_path / "third").write_bytes(bytes(SIZE) if side == "target" else b"third" * (SIZE // 5 + 1))
@@ -320,8 +300,7 @@ def test_cancel_in_phase_1_is_a_cancel(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
         job = room.mirror(clock=ManualClock(), speed=1)
         await room.until(job, Status.RUNNING)
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert room.told[-4:] == ["aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]
         assert room.guest.node is room.source
         assert room.source.bitmaps == {}
@@ -334,11 +313,9 @@ def test_cancel_in_phase_2_reports_completion_and_leaves_a_consistent_past_state
     tmp_path: Path,
 ) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror()
-        await room.until(job, Status.READY)
+        job = await room.ready()
         await room.write(4096, b"before the end")
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert "BLOCK_JOB_COMPLETED" in room.told
         assert room.guest.node is room.source
         assert await room.shows_all(room.target)
@@ -348,8 +325,7 @@ def test_cancel_in_phase_2_reports_completion_and_leaves_a_consistent_past_state
 
 def test_cancel_in_phase_2_runs_until_the_source_is_clean_and_quiescent(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(auto_finalize=False)
-        await room.until(job, Status.READY)
+        job = await room.ready(auto_finalize=False)
         (bitmap,) = room.source.bitmaps.values()
         await room.write(0, b"last")
         job.cancel()
@@ -368,8 +344,7 @@ def test_cancel_in_phase_2_runs_until_the_source_is_clean_and_quiescent(tmp_path
 
 def test_force_makes_a_cancel_in_phase_2_a_cancel(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror()
-        await room.until(job, Status.READY)
+        job = await room.ready()
         job.cancel(force=True)
         await job.ended()
         assert "BLOCK_JOB_CANCELLED" in room.told
@@ -389,8 +364,7 @@ def test_complete_pivots_the_guest_to_the_target_without_losing_a_request(tmp_pa
                 await asyncio.sleep(0)
 
         busy = asyncio.ensure_future(guest())
-        job = room.mirror()
-        await room.until(job, Status.READY)
+        job = await room.ready()
         job.complete()
         await job.ended()
         for _ in range(20):
@@ -417,8 +391,7 @@ def test_a_node_in_the_middle_of_a_graph_is_replaced(tmp_path: Path) -> None:
             assert middle is not None
             room = Lab(graph, guest, await kept(graph, copy, "raw"))
             room.source = middle
-            job = room.mirror()
-            await room.until(job, Status.READY)
+            job = await room.ready()
             job.complete()
             await job.ended()
             assert job.error is None
@@ -435,8 +408,7 @@ def test_replaces_names_whose_users_go_to_the_target(tmp_path: Path) -> None:
         filter.put_over(room.graph)
         await room.graph.insert_filter(below, filter)
         room.source = filter
-        job = room.mirror(replaces=below)
-        await room.until(job, Status.READY)
+        job = await room.ready(replaces=below)
         await room.write(0, b"through the filter")
         job.complete()
         await job.ended()
@@ -464,8 +436,7 @@ def test_converge_blocks_writes_when_the_guest_outruns_the_copy_and_says_so(
                 await asyncio.sleep(0)
 
         busy = asyncio.ensure_future(guest())
-        job = room.mirror(Plan(granularity=64 * KIB, converge=0.05))
-        await room.until(job, Status.READY)
+        job = await room.ready(Plan(granularity=64 * KIB, converge=0.05))
         job.complete()
         await job.ended()
         ended = True

@@ -81,14 +81,12 @@ def test_a_change_is_on_the_target_when_it_is_answered(
     tmp_path: Path, source: str, change: Callable[[Lab], Coroutine[Any, Any, None]]
 ) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(BLOCKING)
-        await room.until(job, Status.READY)
+        job = await room.ready(BLOCKING)
         await change(room)
         assert await room.shown(room.target) == await room.shown(room.source)
         (bitmap,) = room.source.bitmaps.values()
         assert bitmap.count == 0, "nothing is left to be copied"
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert not isinstance(room.source, Followed)
 
     in_lab(tmp_path, scenario, source=source, target="raw")
@@ -108,8 +106,7 @@ def test_a_guest_that_never_rests_is_no_reason_not_to_become_ready(
                     await room.write(offset, random.randbytes(512))
 
         busy = asyncio.ensure_future(guest())
-        job = room.mirror(BLOCKING)
-        await room.until(job, Status.READY)
+        job = await room.ready(BLOCKING)
         job.complete()
         await job.ended()
         ended = True
@@ -165,8 +162,7 @@ def test_nothing_is_lost_while_the_copy_mode_changes_under_several_writers(
 def test_a_target_that_fails_ends_the_job_and_not_the_guest(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
         room.target = await failing(room.graph, tmp_path / "third", "write", errno.EIO)
-        job = room.mirror(CHANGES)
-        await room.until(job, Status.READY)
+        job = await room.ready(CHANGES)
         await room.write(4096, b"the guest knows nothing of it")
         await job.ended()
         assert job.error is not None
@@ -181,16 +177,14 @@ def test_a_target_that_fails_ends_the_job_and_not_the_guest(tmp_path: Path) -> N
 def test_a_target_that_is_full_stops_the_job_which_catches_up_when_it_is_resumed(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
         room.target = await failing(room.graph, tmp_path / "third", "write", errno.ENOSPC)
-        job = room.mirror(replace(CHANGES, on_target_error=OnError.ENOSPC))
-        await room.until(job, Status.READY)
+        job = await room.ready(replace(CHANGES, on_target_error=OnError.ENOSPC))
         await room.write(4096, b"first")
         await room.until(job, Status.STANDBY)
         assert job.io_status == "nospace"
         await room.write(70000, b"while it stands")
         job.resume()
         await room.until(job, Status.READY)
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert job.error is None
         assert await room.shows_all(room.target)
 
@@ -201,12 +195,10 @@ def test_a_target_that_is_full_stops_the_job_which_catches_up_when_it_is_resumed
 def test_a_failure_that_is_ignored_is_made_good_in_the_background(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
         room.target = await failing(room.graph, tmp_path / "third", "write", errno.EIO)
-        job = room.mirror(replace(CHANGES, on_target_error=OnError.IGNORE))
-        await room.until(job, Status.READY)
+        job = await room.ready(replace(CHANGES, on_target_error=OnError.IGNORE))
         await room.write(4096, b"lost at first")
         assert room.told.count("BLOCK_JOB_ERROR") == 1
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert job.error is None
         assert await room.shows_all(room.target)
 
@@ -229,8 +221,7 @@ def in_empty_lab(folder: Path, scenario: Callable[[Lab], Coroutine[Any, Any, Non
 def test_a_target_that_hangs_lets_the_guest_go_when_the_job_is_told_to(tmp_path: Path, way: str) -> None:
     async def scenario(room: Lab) -> None:
         gate = gated(room)
-        job = room.mirror(CHANGES)
-        await room.until(job, Status.READY)
+        job = await room.ready(CHANGES)
         writing = asyncio.ensure_future(room.write(4096, b"this hangs"))
         await room.came_true(lambda: gate.waiting)
         assert not writing.done()
@@ -242,8 +233,7 @@ def test_a_target_that_hangs_lets_the_guest_go_when_the_job_is_told_to(tmp_path:
         await asyncio.wait_for(job.change(CopyMode.BACKGROUND, None), 60)
         await writing
         gate.gate.set()
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shows_all(room.target)
 
     in_empty_lab(tmp_path, scenario)
@@ -255,8 +245,7 @@ def test_who_drains_the_target_waits_for_what_the_guest_has_under_way_and_holds_
 ) -> None:
     async def scenario(room: Lab) -> None:
         gate = gated(room)
-        job = room.mirror(CHANGES)
-        await room.until(job, Status.READY)
+        job = await room.ready(CHANGES)
         first = asyncio.ensure_future(room.write(4096, b"first"))
         await room.came_true(lambda: gate.waiting)
         drained = asyncio.Event()
@@ -278,8 +267,7 @@ def test_who_drains_the_target_waits_for_what_the_guest_has_under_way_and_holds_
         assert not second.done()
         go_on.set()
         await asyncio.gather(draining, second)
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shows_all(room.target)
 
     in_empty_lab(tmp_path, scenario)
@@ -288,16 +276,14 @@ def test_who_drains_the_target_waits_for_what_the_guest_has_under_way_and_holds_
 def test_a_guest_that_gives_up_waiting_leaves_a_mark(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
         gate = gated(room)
-        job = room.mirror(CHANGES)
-        await room.until(job, Status.READY)
+        job = await room.ready(CHANGES)
         writing = asyncio.ensure_future(room.write(4096, b"given up"))
         await room.came_true(lambda: gate.waiting)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
         gate.gate.set()
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shown(room.target) == await room.shown(room.source)
         assert await room.guest.read(4096, 8) == b"given up"
 
@@ -317,8 +303,7 @@ def test_a_change_waits_for_a_copy_of_its_range_that_is_under_way(tmp_path: Path
         gate.gate.set()
         await writing
         await room.until(job, Status.READY)
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)
@@ -326,8 +311,7 @@ def test_a_change_waits_for_a_copy_of_its_range_that_is_under_way(tmp_path: Path
 
 def test_a_change_of_a_part_leaves_the_mark_of_the_rest(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = room.mirror(CHANGES, clock=ManualClock())
-        await room.until(job, Status.READY)
+        job = await room.ready(CHANGES, clock=ManualClock())
         (bitmap,) = room.source.bitmaps.values()
         job.pause()
         await job.change(None, None)  # it looks up
@@ -341,8 +325,7 @@ def test_a_change_of_a_part_leaves_the_mark_of_the_rest(tmp_path: Path) -> None:
         assert bitmap.count == 64 * KIB
         await room.write(0, b"p" * 64 * KIB)
         assert bitmap.count == 0
-        job.cancel()
-        await job.ended()
+        await room.leave(job)
         assert await room.shows_all(room.target)
 
     in_empty_lab(tmp_path, scenario)
