@@ -1,7 +1,6 @@
 """A real Linux guest on a VHDX that vblk serves over NBD: its file system, its crash, its own NBD client."""
 
 import asyncio
-import hashlib
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import good
-from tests.support.guest import KERNEL, guest
+from tests.support.guest import KERNEL, assert_the_files_are_as_the_guest_said, guest, sums_of
 from tests.support.nbd import Server
 
 VBLK = (sys.executable, "-c", "from vblk.cli.main import run; run()")
@@ -77,31 +76,11 @@ def drive(server: Server) -> str:
     return f"driver=nbd,server.type=unix,server.path={server.path},discard=unmap"
 
 
-def content(image: Path, name: str) -> bytes:
-    """Return a file of the ext4 file system that fills a raw image."""
-    shown = subprocess.run(["debugfs", "-R", f"cat {name}", str(image)], capture_output=True, check=True)
-    return shown.stdout
-
-
-def assert_the_files_are_as_the_guest_said(raw: Path, sums: dict[str, str]) -> None:
-    assert sums
-    for name, digest in sums.items():
-        assert hashlib.md5(content(raw, name.removeprefix("/mnt"))).hexdigest() == digest, name
-
-
 def assert_all_readers_agree(image: Path, raw: Path) -> None:
     """Compare what vblk made of the image with what QEMU reads there."""
     subprocess.run(["qemu-img", "compare", "-f", "vhdx", "-F", "raw", str(image), str(raw)], check=True)
     subprocess.run(["qemu-img", "check", str(image)], check=True)
     good("check", image)
-
-
-def sums_of(lines: list[str]) -> dict[str, str]:
-    sums: dict[str, str] = {}
-    for line in lines:
-        name, digest = line.split()
-        sums[name] = digest
-    return sums
 
 
 def test_a_guest_makes_fills_and_checks_ext4_and_every_reader_agrees(tmp_path: Path) -> None:

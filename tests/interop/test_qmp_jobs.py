@@ -6,12 +6,13 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from qemu.qmp import QMPClient
 
 from tests.support.qmp import OURS, QEMU
+from tests.support.qmp_session import QmpSession
 
 pytestmark = pytest.mark.interop
 
@@ -21,32 +22,8 @@ SPEED = 64 << 10
 """Slow enough that a job is still copying when the next command comes."""
 
 
-class Session:
-    """A client of one daemon, and the events that it saw."""
-
-    def __init__(self, client: QMPClient) -> None:
-        self.client = client
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-        self._news = asyncio.Condition()
-
-    async def listen(self) -> None:
-        """Take note of events, for ever."""
-        async for event in self.client.events:
-            data = cast("dict[str, Any]", event.get("data", {}))
-            async with self._news:
-                self.seen.append((str(event["event"]), data))
-                self._news.notify_all()
-
-    async def ask(self, command: str, **arguments: Any) -> Any:
-        """Carry out a command; `_` in names of members is a dash."""
-        return await self.client.execute(command, {k.replace("_", "-"): v for k, v in arguments.items()})
-
-    async def until(self, event: str, **data: Any) -> None:
-        """Wait until an event with these data was seen."""
-        async with asyncio.timeout(60), self._news:
-            await self._news.wait_for(
-                lambda: any(name == event and data.items() <= said.items() for name, said in self.seen)
-            )
+class Session(QmpSession):
+    """A client that mirrors."""
 
     async def mirror(self, **more: Any) -> None:
         """Begin to mirror the disk."""

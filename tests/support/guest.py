@@ -7,6 +7,7 @@ Ordering rule: whatever a test does, the guest is gone when its block is left.
 """
 
 import asyncio
+import hashlib
 import os
 import re
 import shutil
@@ -133,3 +134,25 @@ async def guest(folder: Path, script: str, drives: Sequence[str], *more: str) ->
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def _content(image: Path, name: str) -> bytes:
+    """Return a file of the ext4 file system that fills a raw image."""
+    shown = subprocess.run(["debugfs", "-R", f"cat {name}", str(image)], capture_output=True, check=True)
+    return shown.stdout
+
+
+def assert_the_files_are_as_the_guest_said(raw: Path, sums: dict[str, str]) -> None:
+    """Look at files of a raw image, whose digests the guest printed by their names."""
+    assert sums
+    for name, digest in sums.items():
+        assert hashlib.md5(_content(raw, name.removeprefix("/mnt"))).hexdigest() == digest, name
+
+
+def sums_of(lines: list[str]) -> dict[str, str]:
+    """Return digests by the names of files, as the guest printed them."""
+    sums: dict[str, str] = {}
+    for line in lines:
+        name, digest = line.split()
+        sums[name] = digest
+    return sums
