@@ -200,18 +200,19 @@ def test_features_that_only_others_keep_are_cleared_by_the_first_write(tmp_path:
     image = tmp_path / "disk.qcow2"
     qemu("create", "-f", "qcow2", "-q", image, "1M")
     qemu("bitmap", "--add", image, "changes")
+    data = bytearray(image.read_bytes())
+    data[95] |= 1 << 5  # beside the bitmaps, which are known
+    image.write_bytes(data)
 
     async def write() -> None:
         async with vblk.open(image, read_only=False) as disk:
             assert isinstance(disk.node, Qcow2Node)
-            assert disk.node.image.header.autoclear == 1
             await disk.write(0, b"data")
-            assert disk.node.image.header.autoclear == 0
+            assert disk.node.image.header.autoclear == 1
 
     asyncio.run(write())
-    assert call("check", image).status == 3, "nobody uses the bitmap's clusters any more"
-    qemu("check", "-r", "leaks", image)
     assert good("check", image) == qemu("check", image)
+    assert "name: changes" in qemu("info", image)
 
 
 @pytest.mark.parametrize("words", [["-b", ""], ["-b", "other.raw", "-F", "raw"]])

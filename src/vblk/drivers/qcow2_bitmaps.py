@@ -11,7 +11,7 @@ the space of the former ones is given up after that.
 Source: docs/interop/qcow2.txt, "Bitmaps".
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vblk.errors import CorruptImage, GraphError, Reason
@@ -106,21 +106,22 @@ async def store_bitmaps(node: "Qcow2Node") -> None:
     Raises:
         NoSpace: There is no room; the bitmaps in the file stay flagged.
     """
-    kept = [each for each in node.bitmaps.values() if each.persistent]
     before = node.directory
+    kept = [each for each in reversed(node.bitmaps.values()) if each.persistent]
     if not kept and not before.bitmaps:
         return
     writer = node.writer
     await writer.prepared()
     await writer.session.begin()
-    by_name = {each.name: each for each in before.bitmaps}
-    unusable = [by_name[each.name] for each in kept if each.inconsistent]
-    given_up = await _space_of(node, [each for each in before.bitmaps if each not in unusable])
+    # As QEMU has it: those that were there, in their order, then the new ones, the newest first.
+    numbers = {each.name: number for number, each in enumerate(before.bitmaps)}
+    kept.sort(key=lambda each: numbers.get(each.name, len(numbers)))
+    inconsistent = {each.name for each in kept if each.inconsistent}
+    unusable = {each.name: each for each in before.bitmaps if each.name in inconsistent}
+    given_up = await _space_of(node, [each for each in before.bitmaps if each.name not in unusable])
     if before.length:
         given_up.append((before.offset, before.length))
-    directory = Directory()
-    if kept:
-        directory = await _write(node, [each for each in kept if not each.inconsistent], unusable)
+    directory = await _write(node, kept, unusable) if kept else Directory()
     await writer.session.flush()
     await writer.session.publish(with_directory(writer.session.header, directory))
     node.directory = directory
@@ -128,48 +129,57 @@ async def store_bitmaps(node: "Qcow2Node") -> None:
     writer.give_up([(start, align_up(length, unit)) for start, length in given_up])
 
 
-async def _write(node: "Qcow2Node", bitmaps: list[DirtyBitmap], others: list[StoredBitmap]) -> Directory:
-    """Write the directory of bitmaps, with tables and marks of some, in one piece of new space."""
+async def _write(
+    node: "Qcow2Node", bitmaps: Sequence[DirtyBitmap], unusable: Mapping[str, StoredBitmap]
+) -> Directory:
+    """Write bitmaps in one piece of new space: marks and tables, then the directory.
+
+    Those that are `unusable` stay as they are in the file.
+    """
     writer, header, size = node.writer, node.image.header, node.image.geometry.cluster_size
-    marks = [
-        _clusters(each, table_entries(header, each.granularity.bit_length() - 1), size) for each in bitmaps
-    ]
-    tables = [align_up(len(clusters) * ENTRY_SIZE, size) for clusters in marks]
+    marks = {
+        each.name: _clusters(each, table_entries(header, each.granularity.bit_length() - 1), size)
+        for each in bitmaps
+        if not each.inconsistent
+    }
     described = [
-        StoredBitmap(
+        unusable.get(each.name)
+        or StoredBitmap(
             each.name,
             each.granularity.bit_length() - 1,
             AUTO if each.enabled else 0,
             0,
-            len(clusters),
+            len(marks[each.name]),
         )
-        for each, clusters in zip(bitmaps, marks, strict=True)
+        for each in bitmaps
     ]
-    length = len(encode_directory([*others, *described]))
-    total = align_up(length, size) + sum(tables) + size * sum(map(_kept, marks))
+    length = len(encode_directory(described))
+    total = align_up(length, size) + sum(
+        align_up(len(clusters) * ENTRY_SIZE, size) + size * sum(map(bool, clusters))
+        for clusters in marks.values()
+    )
     planner = await writer.prepared()
     plan = await writer.answered(planner, lambda clusters: clusters.plan_space(total))
-    start = plan.places[0].file_offset
+    at = start = plan.places[0].file_offset
     async with writer.carried_out(planner, plan):
-        at = start + align_up(length, size)
-        for index, (clusters, table) in enumerate(zip(marks, tables, strict=True)):
-            described[index] = described[index]._replace(table_offset=at if table else 0)
-            data = at + table
+        for index, each in enumerate(described):
+            if each.name in unusable:
+                continue
             places: list[int | None] = []
-            for cluster in clusters:
-                if not cluster:
-                    places.append(0 if cluster is not None else None)
-                    continue
-                places.append(data)
-                await node.file.write(data, cluster)
-                data += size
-            await node.file.write(at, encode_table(places).ljust(table, b"\0"))
-            at = data
-        encoded = encode_directory([*others, *described])
-        await node.file.write(start, encoded.ljust(align_up(length, size), b"\0"))
+            for cluster in marks[each.name]:
+                places.append(at if cluster else None if cluster is None else 0)
+                if cluster:
+                    await node.file.write(at, cluster)
+                    at += size
+            table = encode_table(places)
+            if table:
+                described[index] = each._replace(table_offset=at)
+                await node.file.write(at, table.ljust(align_up(len(table), size), b"\0"))
+                at += align_up(len(table), size)
+        await node.file.write(at, encode_directory(described).ljust(align_up(length, size), b"\0"))
     for page in range(start, start + total, node.pages.page_size):
         node.pages.drop(page)
-    return Directory((*others, *described), start, length)
+    return Directory(tuple(described), at, length)
 
 
 def _clusters(bitmap: DirtyBitmap, count: int, size: int) -> list[bytes | None]:
@@ -180,10 +190,6 @@ def _clusters(bitmap: DirtyBitmap, count: int, size: int) -> list[bytes | None]:
         data = bitmap.bits_at(index * size, size)
         clusters.append(None if data == ones else data)
     return clusters
-
-
-def _kept(clusters: Iterable[bytes | None]) -> int:
-    return sum(bool(cluster) for cluster in clusters)
 
 
 async def _space_of(node: "Qcow2Node", bitmaps: Iterable[StoredBitmap]) -> list[Range]:

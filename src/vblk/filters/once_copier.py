@@ -44,7 +44,8 @@ class OnceCopier:
 
     `todo` are the parts that are still to be copied: all, unless somebody who has
     not begun to copy resets some. `copied` counts the bytes that were. With
-    `target_is_zero` zeros need not be written.
+    `target_is_zero` zeros need not be written, with `in_kernel` the kernel copies
+    where it can.
 
     Concurrency: any number of callers; one range is copied by one at a time.
     """
@@ -57,6 +58,7 @@ class OnceCopier:
         self.source = source
         self.target = target
         self.target_is_zero = False
+        self.in_kernel = True
         self.todo = DirtyBitmap("todo", source.size, unit)
         self.todo.set(0, source.size)
         self.locks = RangeLock()
@@ -116,7 +118,7 @@ class OnceCopier:
             await self._copy_span(span)
 
     async def _copy_span(self, span: Span) -> None:
-        if span.kind is Kind.DATA and self._in_kernel(span):
+        if span.kind is Kind.DATA and self.in_kernel and self._have_descriptors(span):
             try:
                 await self._mover.move(span, self.target, span.guest_offset)
             except BlockError as error:
@@ -146,7 +148,7 @@ class OnceCopier:
         except BlockError as error:
             raise CopyFailed(error, reading=False) from error
 
-    def _in_kernel(self, span: Span) -> bool:
+    def _have_descriptors(self, span: Span) -> bool:
         node = self.target
         while isinstance(node, Mapper):
             node = node.file

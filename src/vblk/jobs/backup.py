@@ -34,6 +34,7 @@ from vblk.jobs.walk import walk
 from vblk.units import MIB, align_up
 
 WORKERS: Final = 8
+WORKERS_MOST: Final = 64
 PIECE: Final = 4 * MIB
 """The most bytes that one worker copies in one go: for so many a user may have to wait."""
 PAUSE: Final = 0.1
@@ -71,6 +72,11 @@ class Plan:
     on_source_error: OnError = OnError.REPORT
     on_target_error: OnError = OnError.REPORT
     target_is_zero: bool = False
+    workers: int = WORKERS
+    piece: int = PIECE
+    """The most bytes of one copy, rounded up to whole units."""
+    in_kernel: bool = True
+    """Whether the kernel copies where it can."""
 
 
 class BackupJob(BlockJob):
@@ -91,6 +97,7 @@ class BackupJob(BlockJob):
         self._filter = handle.node
         self._copier = handle.node.copier
         self._copier.target_is_zero = plan.target_is_zero
+        self._copier.in_kernel = plan.in_kernel
         self._graph = graph
         self._handle = handle
         self._plan = plan
@@ -150,7 +157,9 @@ class BackupJob(BlockJob):
         """Go over the disk once; a failure that does not end the job ends the sweep."""
         self._cursor = 0
         self._stumbled = False
-        tasks = [asyncio.ensure_future(self._copy_pieces()) for _ in range(1 if self.speed else WORKERS)]
+        tasks = [
+            asyncio.ensure_future(self._copy_pieces()) for _ in range(1 if self.speed else self._plan.workers)
+        ]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -180,7 +189,7 @@ class BackupJob(BlockJob):
     def _next(self) -> tuple[int, int] | None:
         """Return the next range that is still to be copied, and go behind it."""
         size, todo = self._handle.size, self._copier.todo
-        step = PIECE if not self.speed else min(PIECE, self.speed // 4)
+        step = self._plan.piece if not self.speed else min(self._plan.piece, self.speed // 4)
         step = align_up(max(step, 1), todo.granularity)
         for offset, length, pending in todo.ranges(self._cursor, size - self._cursor):
             if pending:

@@ -15,7 +15,16 @@ from vblk.errors import OptionError
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import Role
 from vblk.graph.node import Node
-from vblk.jobs.backup import BackupJob, BitmapMode, Plan, Sync, prepare_backup
+from vblk.jobs.backup import (
+    PIECE,
+    WORKERS,
+    WORKERS_MOST,
+    BackupJob,
+    BitmapMode,
+    Plan,
+    Sync,
+    prepare_backup,
+)
 from vblk.jobs.block_job import OnError
 from vblk.monitor.actions import ActionTable, Undo, batch
 from vblk.monitor.commands.creating import make_beside, require_new_job
@@ -38,6 +47,14 @@ class SyncMode(enum.Enum):
     BITMAP = "bitmap"
 
 
+class Perf(Object):
+    """How the copying is done: how many workers, the most bytes of a piece, and whether the kernel copies."""
+
+    use_copy_range: bool = True
+    max_workers: int = WORKERS
+    max_chunk: int = 0
+
+
 class BackupOptions(Object, kw_only=True):
     """What both commands take."""
 
@@ -53,6 +70,7 @@ class BackupOptions(Object, kw_only=True):
     auto_finalize: bool = True
     auto_dismiss: bool = True
     filter_node_name: str | None = None
+    x_perf: Perf | None = None
 
 
 class BlockdevBackup(BackupOptions, kw_only=True):
@@ -110,12 +128,20 @@ def _plan(source: Node, arguments: BackupOptions) -> Plan:
     if arguments.compress:
         raise QmpError("compress=true is not in this version of vblk: no format writes compressed clusters")
     incremental = arguments.sync is SyncMode.INCREMENTAL
+    perf = arguments.x_perf or Perf()
+    if not 1 <= perf.max_workers < 1 << 31:
+        raise QmpError(f"max-workers must be between 1 and {(1 << 31) - 1}")
+    if perf.max_chunk < 0:
+        raise QmpError("max-chunk must be zero (which means no limit) or positive")
     return Plan(
         sync=Sync.BITMAP if incremental else Sync(arguments.sync.value),
         bitmap=bitmap,
         bitmap_mode=arguments.bitmap_mode or BitmapMode.ON_SUCCESS,
         on_source_error=arguments.on_source_error,
         on_target_error=arguments.on_target_error,
+        workers=min(perf.max_workers, WORKERS_MOST),
+        piece=min(perf.max_chunk or PIECE, PIECE),
+        in_kernel=perf.use_copy_range,
     )
 
 

@@ -11,6 +11,7 @@ import re
 from vblk.exports.export import Export
 from vblk.exports.fuse import FuseExport
 from vblk.exports.nbd import NamedBitmap, NbdExport, NbdServer
+from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import READING, Permission
 from vblk.graph.node import Node
 from vblk.graph.recording import find_below, find_bitmap
@@ -157,7 +158,11 @@ async def _add(daemon: Daemon, node: Node, options: ExportOptions) -> None:
     server = daemon.nbd_server
     if server is None:
         raise QmpError("NBD server not running")
-    bitmaps = [_named_bitmap(daemon, node, each) for each in options.bitmaps]
+    bitmaps = [_bitmap(daemon, node, each) for each in options.bitmaps]
+    if not options.writable and not node.read_only:
+        for each in bitmaps:
+            if each.enabled:
+                raise QmpError(f"Enabled bitmap '{each.name}' incompatible with readonly export")
     permissions = READING | (Permission.WRITE if options.writable else Permission.NONE)
     handle = daemon.graph.hold(node, f"export '{options.id}'", permissions, _SHARED)
     try:
@@ -168,7 +173,7 @@ async def _add(daemon: Daemon, node: Node, options: ExportOptions) -> None:
             name=options.name if options.name is not None else options.node_name,
             description=options.description or "",
             writable=options.writable,
-            bitmaps=bitmaps,
+            bitmaps=[NamedBitmap(each.name, each) for each in bitmaps],
             allocation_depth=options.allocation_depth,
         )
         server.add(export)
@@ -201,12 +206,12 @@ async def _add_fuse(daemon: Daemon, node: Node, options: FuseExportOptions) -> N
     daemon.add_export(export)
 
 
-def _named_bitmap(daemon: Daemon, node: Node, wanted: str | BitmapOfNode) -> NamedBitmap:
+def _bitmap(daemon: Daemon, node: Node, wanted: str | BitmapOfNode) -> DirtyBitmap:
     if isinstance(wanted, str):
-        return NamedBitmap(wanted, find_below(node, wanted))
+        return find_below(node, wanted)
     bitmap = find_bitmap(daemon.find_either(wanted.node), wanted.name)
     bitmap.require_consistent()
-    return NamedBitmap(wanted.name, bitmap)
+    return bitmap
 
 
 @TABLE.command("block-export-del")
