@@ -158,11 +158,7 @@ async def _add(daemon: Daemon, node: Node, options: ExportOptions) -> None:
     server = daemon.nbd_server
     if server is None:
         raise QmpError("NBD server not running")
-    bitmaps = [_bitmap(daemon, node, each) for each in options.bitmaps]
-    if not options.writable and not node.read_only:
-        for each in bitmaps:
-            if each.enabled:
-                raise QmpError(f"Enabled bitmap '{each.name}' incompatible with readonly export")
+    bitmaps = [_bitmap(daemon, node, each, writable=options.writable) for each in options.bitmaps]
     permissions = READING | (Permission.WRITE if options.writable else Permission.NONE)
     handle = daemon.graph.hold(node, f"export '{options.id}'", permissions, _SHARED)
     try:
@@ -206,9 +202,12 @@ async def _add_fuse(daemon: Daemon, node: Node, options: FuseExportOptions) -> N
     daemon.add_export(export)
 
 
-def _bitmap(daemon: Daemon, node: Node, wanted: str | BitmapOfNode) -> DirtyBitmap:
+def _bitmap(daemon: Daemon, node: Node, wanted: str | BitmapOfNode, *, writable: bool) -> DirtyBitmap:
     if isinstance(wanted, str):
-        return find_below(node, wanted)
+        bitmap = find_below(node, wanted)
+        if bitmap.enabled and not (writable or node.read_only):
+            raise QmpError(f"Enabled bitmap '{wanted}' incompatible with readonly export")
+        return bitmap
     bitmap = find_bitmap(daemon.find_either(wanted.node), wanted.name)
     bitmap.require_consistent()
     return bitmap
