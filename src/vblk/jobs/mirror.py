@@ -14,7 +14,7 @@ those too.
 """
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
 from typing import Any, ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
@@ -238,6 +238,9 @@ class MirrorJob(BlockJob):
     async def _run(self) -> None:
         source = self._source
         self._bonds.enter_context(self._graph.leading(source.node, self._target.node))
+        if not self._plan.target_is_zero:
+            with suppress(BlockError):  # then it counts as data
+                await self._goal.look()
         bitmap = await add_bitmap(self._graph, source.node, self._name, granularity=self._granularity)
         bitmap.busy = True
         self._bitmap = bitmap

@@ -11,6 +11,8 @@ from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Buffer, Leaf, Node, Span
 from vblk.graph.plane import Mover
+from vblk.jobs.copy import ZEROS_LEFT_OUT
+from vblk.jobs.walk import walk_by
 from vblk.units import align_down, align_up
 
 
@@ -32,15 +34,27 @@ class MirrorTarget:
         self._unmap = unmap
         self._buffer = buffer
 
+    async def look(self) -> None:
+        """Find out what reads as zeros already, by the target's tables and the holes of its storage."""
+        unit, size = self._virgin.granularity, min(self._virgin.size, self.node.size)
+        async for span in walk_by(self.node.allocation, 0, size):
+            if span.kind is Kind.ZERO:
+                start, end = span.guest_offset, span.guest_offset + span.length
+                start = align_up(start, unit)
+                end = end if end == size else align_down(end, unit)
+                self._virgin.set(start, max(0, end - start))
+
     async def copy(self, source: Node, span: Span) -> None:
         """Let a span of the source be on the target as well."""
         offset, length = span.guest_offset, span.length
         if span.kind is Kind.ZERO:
             await self.zero(offset, length)
             return
+        is_virgin = all(untouched for _, _, untouched in self._virgin.ranges(offset, length))
         self._touch(offset, length)
         if self._in_kernel(span):
-            await self._mover.move(span, self.node, offset)
+            zero_unit = ZEROS_LEFT_OUT if is_virgin and self._unmap else 0
+            await self._mover.move(span, self.node, offset, zero_unit=zero_unit)
             return
         for done in range(0, length, self._buffer):
             await self._copy_by_memory(source, offset + done, min(self._buffer, length - done))

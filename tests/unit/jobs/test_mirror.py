@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from vblk.jobs.block_job import OnError
 from vblk.jobs.mirror import PAUSE
 from vblk.jobs.mirror_plan import Plan
 from vblk.jobs.states import Status
+from vblk.protocols.memory import MemoryNode
 from vblk.units import KIB, MIB
 
 
@@ -115,5 +117,30 @@ def test_a_pause_holds_the_copy_and_a_resume_ends_it(tmp_path: Path) -> None:
         job.complete()
         await job.ended()
         assert job.error is None
+
+    in_lab(tmp_path, scenario)
+
+
+def test_zeros_are_written_only_where_the_target_shows_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeroed: list[tuple[int, int]] = []
+    write_zeroes = MemoryNode.write_zeroes
+
+    async def noted(self: MemoryNode, offset: int, length: int, **how: Any) -> None:
+        zeroed.append((offset, length))
+        await write_zeroes(self, offset, length, **how)
+
+    monkeypatch.setattr(MemoryNode, "write_zeroes", noted)
+
+    async def scenario(room: Lab) -> None:
+        room.target = MemoryNode("target", size=SIZE)
+        room.graph.add(room.target)
+        room.graph.keep(room.target)
+        await room.target.write(2 * MIB + 64 * KIB, b"x" * 64 * KIB)
+        job = await room.ready(Plan(granularity=128 * KIB))
+        assert zeroed == [(2 * MIB, 128 * KIB)]
+        await room.leave(job)
+        assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)

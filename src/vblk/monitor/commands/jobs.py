@@ -104,7 +104,7 @@ async def block_job_set_speed(daemon: Daemon, arguments: BlockJobSpeed) -> None:
 async def block_job_change(daemon: Daemon, arguments: BlockJobChange) -> None:
     """Give a running mirror another copy mode or deadline."""
     job = find_block_job(daemon, arguments.id)
-    if not isinstance(job, MirrorJob):
+    if not isinstance(job, MirrorJob) or job.type != MirrorJob.type:
         raise QmpError(f"Job '{arguments.id}' is no mirror")
     if arguments.copy_mode is None and arguments.converge is None:
         raise QmpError("Parameter 'copy-mode' is missing")
