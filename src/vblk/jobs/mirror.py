@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, n
 from typing import Any, ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
+from vblk.filters.mirror_top import take_mirror_top
 from vblk.graph.dirty_bitmap import DirtyBitmap, granularity_for
 from vblk.graph.edge import IDLE
 from vblk.graph.edges import Rewiring, reachable
@@ -57,7 +58,8 @@ class MirrorJob(BlockJob):
         source: A hold on the disk, for reading; the job lets go of it at its end.
         target: A hold on the target, for writing, likewise.
         plan: How.
-        replaces: Whose users a completed job leads to the target; by default the source's.
+        replaces: Whose users a completed job leads to the target; by default the filter's or the source's.
+        filter: A node over the source that goes when the job ends.
         life: What every job has: listener, clock, speed and so on.
     """
 
@@ -72,6 +74,7 @@ class MirrorJob(BlockJob):
         plan: Plan,
         *,
         replaces: Node | None = None,
+        filter: Node | None = None,
         **life: Unpack[Life],
     ) -> None:
         plan.check()
@@ -82,7 +85,8 @@ class MirrorJob(BlockJob):
         self._source = source
         self._target = target
         self._plan = plan
-        self._replaces = replaces or source.node
+        self._filter = filter
+        self._replaces = replaces or filter or source.node
         self._ending: End | None = None
         self._kicked = asyncio.Event()
         self._locks = RangeLock()
@@ -466,6 +470,8 @@ class MirrorJob(BlockJob):
             self._source.node.bitmaps[self._name].busy = False
             remove_bitmap(self._source.node, self._name)
         self._bonds.close()
+        if self._filter is not None:
+            await take_mirror_top(self._graph, self._filter)
         for handle in (self._source, self._target):
             await self._graph.release(handle)
         await self._drain.aclose()

@@ -149,3 +149,34 @@ def test_a_running_mirror_takes_on_another_copy_mode_and_tells_how_it_gets_on() 
             assert await talk.refused("blockdev-mirror", **second) == busy
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize("end", ["complete", "cancel", "force"])
+def test_a_filter_with_a_name_is_over_the_disk_while_the_job_lives(end: str) -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            guest = await disk(talk)
+            await talk.add("target", "memory", size=SIZE)
+            mirror = {"job_id": "m", "device": "disk", "target": "target", "sync": "full"}
+            said = await talk.refused("blockdev-mirror", **mirror, filter_node_name="disk")
+            assert said == "Duplicate nodes with node-name='disk'"
+            said = await talk.refused("blockdev-mirror", **mirror, filter_node_name="1")
+            assert said == "Invalid node-name: '1'"
+            await talk.call("blockdev-mirror", **mirror, filter_node_name="top", copy_mode="write-blocking")
+            await ready(talk, "m")
+            assert (guest.node.name, guest.node.driver) == ("top", "mirror_top")
+            await guest.write(0, b"through the filter")
+            job = talk.daemon.jobs["m"]
+            if end == "complete":
+                await talk.call("block-job-complete", device="m")
+            else:
+                await talk.call("block-job-cancel", device="m", force=end == "force")
+            await job.ended()
+            assert guest.node.name == ("target" if end == "complete" else "disk")
+            assert await guest.read(0, 18) == b"through the filter"
+            assert all(node.name != "top" for node in talk.daemon.graph.nodes())
+            assert talk.daemon.graph.users(talk.daemon.graph.find("disk")) == (
+                [] if end == "complete" else [guest.edge]
+            )
+
+    asyncio.run(session())

@@ -7,12 +7,14 @@ Ordering rule: what cannot be is refused before anything is made or begins.
 """
 
 import enum
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from vblk.aio.clock import LoopClock
 from vblk.creating import creator_of
-from vblk.errors import GraphError
+from vblk.errors import GraphError, OptionError
 from vblk.filters.copies import CopiesNode
+from vblk.filters.mirror_top import put_mirror_top, take_mirror_top
 from vblk.graph.creation import FileOptions, Wish
 from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING
 from vblk.graph.node import Filter, Node
@@ -63,6 +65,8 @@ class MirrorOptions(Object, kw_only=True):
 class BlockdevMirror(MirrorOptions, kw_only=True):
     """The arguments of `blockdev-mirror`; `target` is a node."""
 
+    filter_node_name: str | None = None
+
 
 class DriveMirror(MirrorOptions, kw_only=True):
     """The arguments of `drive-mirror`; `target` is the name of an image."""
@@ -80,7 +84,9 @@ async def blockdev_mirror(daemon: Daemon, arguments: BlockdevMirror) -> None:
     target = daemon.find_either(arguments.target)
     if source is target:
         raise QmpError("Can't mirror node into itself")
-    await _start(daemon, source, target, arguments, unmap=True, is_new=False)
+    await _start(
+        daemon, source, target, arguments, unmap=True, is_new=False, filter_name=arguments.filter_node_name
+    )
 
 
 @TABLE.command("drive-mirror")
@@ -106,7 +112,14 @@ async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
 
 
 async def _start(
-    daemon: Daemon, source: Node, target: Node, arguments: MirrorOptions, *, unmap: bool, is_new: bool
+    daemon: Daemon,
+    source: Node,
+    target: Node,
+    arguments: MirrorOptions,
+    *,
+    unmap: bool,
+    is_new: bool,
+    filter_name: str | None = None,
 ) -> None:
     graph = daemon.graph
     id = arguments.job_id or arguments.device
@@ -126,13 +139,16 @@ async def _start(
         copy_mode=arguments.copy_mode,
         buffer=arguments.buf_size or BUFFER_DEFAULT,
     )
-    reading = graph.hold(source, f"block job '{id}'", READING)
-    try:
-        writing = graph.hold(target, f"block job '{id}'", WRITING, SHARED_BY_WRITER)
-    except GraphError:
-        await graph.release(reading)
-        raise
-    try:
+    user = f"block job '{id}'"
+    async with AsyncExitStack() as undo:
+        reading = graph.hold(source, user, READING)
+        undo.push_async_callback(graph.release, reading)
+        writing = graph.hold(target, user, WRITING, SHARED_BY_WRITER)
+        undo.push_async_callback(graph.release, writing)
+        filter = None
+        if filter_name is not None:
+            filter = await _filter(daemon, source, filter_name)
+            undo.push_async_callback(take_mirror_top, graph, filter)
         job = MirrorJob(
             id,
             graph,
@@ -140,18 +156,24 @@ async def _start(
             writing,
             plan,
             replaces=replaces,
+            filter=filter,
             listener=daemon.job_event,
             clock=LoopClock(),
             speed=arguments.speed,
             auto_finalize=arguments.auto_finalize,
             auto_dismiss=arguments.auto_dismiss,
         )
-    except BaseException:
-        await graph.release(reading)
-        await graph.release(writing)
-        raise
+        undo.pop_all()
     daemon.jobs[id] = job
     job.start()
+
+
+async def _filter(daemon: Daemon, source: Node, name: str) -> Node:
+    try:
+        check_node_name(name)
+        return await put_mirror_top(daemon.graph, source, name)
+    except (OptionError, GraphError) as error:
+        raise QmpError(error.message) from error
 
 
 def _replaced(graph: Graph, source: Node, name: str) -> Node:
