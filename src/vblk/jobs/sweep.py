@@ -28,7 +28,7 @@ PAUSE: Final = 0.1
 
 
 class SweepJob(BlockJob):
-    """One sweep over a disk. `current` counts what is behind it, `total` is the disk's size."""
+    """One sweep over a disk. Up to `current` all is behind it; `total` is the disk's size."""
 
     skips_ignored: ClassVar[bool] = False
     """Whether what fails, and is to be ignored, is left out; else it is tried again after a rest."""
@@ -44,6 +44,8 @@ class SweepJob(BlockJob):
         self._over = False
         self._ranges: AsyncIterator[Span] | None = None
         self._again: list[tuple[int, int]] = []
+        self._open: set[int] = set()
+        """Where pieces begin that were handed out and are not done."""
         self._looking = asyncio.Lock()
         self._stumbled = False
         self.ignored: BlockError | None = None
@@ -87,9 +89,7 @@ class SweepJob(BlockJob):
                 piece = await self._next()
             except BlockError as error:
                 if self._is_skipped(error):
-                    skipped = min(PIECE_LEAST, self._size - self._at)
-                    self._at += skipped
-                    self.current += skipped
+                    self._at += min(PIECE_LEAST, self._size - self._at)
                 continue
             if piece is None:
                 return
@@ -97,12 +97,11 @@ class SweepJob(BlockJob):
                 await self.pace(piece[1])
                 await self.carry(*piece)
             except BlockError as error:
-                if self._is_skipped(error):
-                    self.current += piece[1]
-                else:
+                if not self._is_skipped(error):
                     self._again.append(piece)
-            else:
-                self.current += piece[1]
+                    continue
+            self._open.remove(piece[0])
+            self.current = min(self._open, default=self._at)
 
     def _is_skipped(self, error: BlockError) -> bool:
         """Deal with a failure, and tell whether what failed is left out.
@@ -131,6 +130,7 @@ class SweepJob(BlockJob):
             piece = PIECE if not self.speed else max(PIECE_LEAST, min(PIECE, self.speed // 4))
             piece = min(self._left, piece)
             offset, self._at, self._left = self._at, self._at + piece, self._left - piece
+            self._open.add(offset)
             return offset, piece
 
     async def _find(self) -> None:
@@ -141,10 +141,9 @@ class SweepJob(BlockJob):
         except BlockError:
             self._ranges = None
             raise
-        start = self._size if found is None else found.guest_offset
-        self.current += start - self._at
-        self._at = start
         if found is None:
+            self._at = self._size
             self._over = True
         else:
-            self._left = found.length
+            self._at, self._left = found.guest_offset, found.length
+        self.current = min(self._open, default=self._at)
