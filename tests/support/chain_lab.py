@@ -70,7 +70,7 @@ class ChainLab:
 
     @asynccontextmanager
     async def busy(self) -> AsyncGenerator[None, None]:
-        """Let the guest write and look all the while."""
+        """Let the guest write and look all the while; nobody else writes meanwhile."""
         ended = False
 
         async def guest() -> None:

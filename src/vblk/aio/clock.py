@@ -5,6 +5,7 @@ vblk may ask the system what time it is in order to wait or to measure a rate.
 """
 
 import asyncio
+import time
 from typing import Protocol
 
 
@@ -21,11 +22,11 @@ class Clock(Protocol):
 
 
 class LoopClock:
-    """The clock of the running event loop."""
+    """The system's clock, waited on by the running event loop; without one it tells the time all the same."""
 
     def now(self) -> float:
-        """Return the loop's time in seconds."""
-        return asyncio.get_running_loop().time()
+        """Return the system's monotonic time in seconds."""
+        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         """Wait on the loop."""

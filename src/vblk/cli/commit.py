@@ -3,11 +3,13 @@
 Owns: QEMU's words for it. The committing is `vblk.jobs.commit`.
 """
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.failure import SUCCESS, Failure, could_not_open, sentence
+from vblk.cli.failure import SUCCESS, Failure, could_not_open, refuse, sentence
 from vblk.cli.images import ImageArguments, image_graph, image_options, named_options
 from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.values import TARGET_CACHE_TYPE, SizeType
@@ -21,6 +23,9 @@ class Arguments(ImageArguments):
     """The words of one call."""
 
     base: str | None
+    live: str | None
+    top: str | None
+    job_id: str | None
     drop: bool
     force: bool
     target_cache: str
@@ -30,8 +35,18 @@ class Arguments(ImageArguments):
     progress_format: str | None
 
 
-async def run(arguments: Arguments, console: Console) -> int:
+def run(arguments: Arguments, console: Console) -> Coroutine[Any, Any, int] | int:
+    """Commit an image that nobody uses, or have a daemon commit layers of one in use."""
+    if arguments.live is None:
+        return run_here(arguments, console)
+    from vblk.cli.commit_live import run_live
+
+    return run_live(arguments, console)
+
+
+async def run_here(arguments: Arguments, console: Console) -> int:
     """Commit the image."""
+    refuse({"--top": arguments.top, "--job-id": arguments.job_id}, "is for a disk in use: --live says whose")
     name = arguments.one_operand()
     if arguments.force_share:
         raise Failure("-U does not go with committing: nobody else may use the images meanwhile")
@@ -82,6 +97,14 @@ VERB = Verb(
             help="Cache mode for writing.",
         ),
         option("-b", "base", metavar="BASE", help="Commit into this ancestor; implies -d."),
+        option(
+            "--live",
+            metavar="SOCKET",
+            help="Of a disk of the daemon that listens there, in use: FILENAME and BASE are nodes; without "
+            "-b the base is the lowest. Nothing is emptied; the disk's users are led to the base.",
+        ),
+        option("--top", metavar="NODE", help="There: the uppermost layer that goes, if not the active one."),
+        option("--job-id", metavar="ID", help="The job's name there; commit, unless it is given."),
         flag("-d", "drop", help="Do not empty the image."),
         flag("--force", help="Go on although images would be lost that were made from those changed."),
         option("-r", "rate", metavar="RATE", type=SizeType("rate limit", 1), help="Bytes a second at most."),

@@ -4,6 +4,7 @@ Owns: the one table from errors to exit statuses. The sentence of an error is
 `vblk.wording`'s. Must not print; `Console` does.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from vblk.errors import BlockError
@@ -27,6 +28,7 @@ __all__ = [
     "could_not_open",
     "exit_status",
     "notes",
+    "refuse",
     "sentence",
 ]
 
@@ -73,3 +75,10 @@ def notes(error: BaseException) -> list[str]:
     """Return what an error, or the one behind it, notes beside its sentence: who holds a lock."""
     behind = error if isinstance(error, BlockError) else error.__cause__
     return list(getattr(behind, "__notes__", ()))
+
+
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Raise Failure for the first option that has a value."""
+    for name, value in given.items():
+        if value:
+            raise Failure(f"{name} {why}")

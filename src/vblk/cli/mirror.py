@@ -6,7 +6,7 @@ with `--pivot` leads the disk's users to the target.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
 from vblk.cli.copy_target import TargetArguments, check_target, opened_target, target_options, wanted_image
 from vblk.cli.creation import options_help, read_options
-from vblk.cli.failure import SUCCESS, Failure
+from vblk.cli.failure import SUCCESS, Failure, refuse
 from vblk.cli.images import image_graph, image_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.values import SecondsType, SizeType, WordType
@@ -65,13 +65,6 @@ class Arguments(TargetArguments):
         if len(self.operands) != 2:
             raise Failure("Expecting a source and a target", hint=True)
         return self.operands[0], self.operands[1]
-
-
-def refuse(given: Mapping[str, object], why: str) -> None:
-    """Raise Failure for the first option that has a value."""
-    for name, value in given.items():
-        if value:
-            raise Failure(f"{name} {why}")
 
 
 async def run_here(arguments: Arguments, console: Console) -> int:

@@ -265,6 +265,7 @@ def test_a_failure_that_is_reported_ends_the_job_and_leaves_the_chain(
         await job.ended()
         assert job.error is not None
         assert "Input/output error" in job.error
+        assert job.current < job.total, "what failed is not behind it"
         assert room.chain() == names_of(formats)[::-1]
 
     in_lab(tmp_path, formats, scenario)

@@ -76,7 +76,7 @@ def test_the_guest_writes_while_its_image_takes_in_what_it_stands_on(
         async with room.busy():
             job = await stream(room, base)
             await job.ended()
-            await room.write()
+        await room.write()
         assert job.error is None
         assert room.chain() == names[3:] + ([] if base is None else names[3 - base :: -1])
         assert (job.current, job.total) == (SIZE, SIZE)
