@@ -192,7 +192,9 @@ class Job(Steps, ABC):
         return False
 
     def start(self) -> None:
-        """Begin. The job lives on until it is dismissed."""
+        """Begin, and say so at once, unless it is cancelled. The job lives on until it is dismissed."""
+        if not self.cancelled:
+            self._to(Status.RUNNING)
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"job {self.id}")
 
     @property
@@ -371,7 +373,6 @@ class Job(Steps, ABC):
     async def _do_work(self) -> None:
         if self.cancelled:
             raise asyncio.CancelledError
-        self._to(Status.RUNNING)
         self._moved.note(self.current)
         self._effort = asyncio.ensure_future(self.run())
         try:

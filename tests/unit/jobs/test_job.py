@@ -112,18 +112,23 @@ def test_a_cancelled_job_is_taken_back() -> None:
     assert work.steps == ["abort", "clean"]
 
 
-def test_a_job_cancelled_before_its_first_turn_never_runs() -> None:
+def test_a_job_cancelled_before_its_first_turn_does_nothing() -> None:
     told: list[str] = []
+    done: list[str] = []
 
     async def main() -> None:
-        work = Work(nothing, told)
+        async def act(work: Work) -> None:
+            done.append(work.id)
+
+        work = Work(act, told)
         work.start()
+        assert told == ["created", "running"], "what begins says so at once"
         work.cancel()
         await work.ended()
 
     asyncio.run(main())
-    assert "running" not in told
-    assert "aborting" in told
+    assert not done
+    assert told[2] == "aborting"
 
 
 def test_without_auto_finalize_nothing_is_published_before_the_user_says_so() -> None:
