@@ -14,6 +14,7 @@ import pytest
 from tests.support.crash import SEED, SEEDS, Session
 from tests.support.crash_workloads import cancelled, reuse, trim_and_rewrite
 from tests.support.qcow2_crash import Qcow2Session, explore, start_files
+from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.testing import Action, Content
 from vblk.testing.witness import stamp
 
@@ -73,6 +74,23 @@ async def more_counts(session: Session) -> None:
     await disk.write(8 * KIB, 4 * KIB)
 
 
+async def bitmaps(session: Session) -> None:
+    """Keep bitmaps from the first change on, through two openings, and let one of them go."""
+    disk = session.disk
+    for name in ("one", "two"):
+        await add_bitmap(*session.opened, name, granularity=512, persistent=True)
+    await disk.write(0, 4 * KIB)
+    await disk.write(300 * KIB, 20 * KIB)
+    await session.close()
+    await session.open()
+    await disk.write(128 * KIB, 8 * KIB)
+    remove_bitmap(session.opened[1], "two")
+    await session.close()
+    await session.open()
+    await disk.write_zeroes(0, 2 * KIB)
+    await disk.write(512 * KIB, 4 * KIB)
+
+
 WORKLOADS: dict[str, Callable[[Session], Awaitable[None]]] = {
     workload.__name__: workload for workload in (reuse, trim_and_rewrite, cancelled, mixed)
 }
@@ -110,6 +128,13 @@ def test_no_crash_mixes_sizes(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_crash_meets_half_a_refcount_table(tmp_path: Path, seed: int) -> None:
     session = recorded(2 * 1024 * KIB, more_counts, seed, cluster_size=512, refcount_bits=64)
+    asyncio.run(explore(session, tmp_path, seed=seed))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("cluster_size", [512, 16 * KIB])
+def test_no_crash_leaves_a_bitmap_that_lacks_a_change(tmp_path: Path, cluster_size: int, seed: int) -> None:
+    session = recorded(SIZE, bitmaps, seed, cluster_size=cluster_size)
     asyncio.run(explore(session, tmp_path, seed=seed))
 
 

@@ -25,6 +25,7 @@ from vblk.errors import BlockError
 from vblk.formats.vhdx import load_image
 from vblk.formats.vhdx.create import NewVhdx
 from vblk.graph.handle import Handle
+from vblk.graph.node import Node
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.compact import CompactJob, CompactReport
@@ -211,6 +212,13 @@ class Session:
             self.disk.disk = handle
         else:
             self.disk = Witness(self.recorder, handle, self._initial, tolerant=self._tolerant)
+
+    @property
+    def opened(self) -> tuple[Graph, Node]:
+        """The graph, and the top image in it."""
+        assert self._graph is not None
+        assert self._handle is not None
+        return self._graph, self._handle.node
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read from the disk."""

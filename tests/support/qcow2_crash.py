@@ -89,7 +89,11 @@ async def see(recorder: Recorder, *, leaks: bool) -> Seen:
         report = await node.check()
         assert not report.errors, report.messages
         assert leaks or not report.leaks, report.messages
-        return await look(handle)
+        assert all("its bitmaps are not used" in warning for warning in node.warnings), node.warnings
+        seen = await look(handle)
+        for bitmap in node.bitmaps.values():  # there since the disk was empty
+            assert bitmap.inconsistent or all(bitmap.is_dirty(page * PAGE) for page in seen.pages)
+        return seen
 
 
 async def write_a_little(recorder: Recorder, before: Seen) -> Seen:

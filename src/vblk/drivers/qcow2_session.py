@@ -121,12 +121,18 @@ class Session:
         await to_the_end(self._publish(header))
 
     async def _publish(self, header: Header) -> None:
-        """Write the fields, which lie in the file's first sector, so that they change at once."""
+        """Write the fields, which lie in the file's first sector, so that they change at once.
+
+        What is behind them may be written in part: no bitmaps count meanwhile.
+        """
+        old, kept = self.header, ~BITMAPS
+        same_rest = (header.extensions, header.backing_file) == (old.extensions, old.backing_file)
+        if not same_rest and (header.autoclear | old.autoclear) & BITMAPS:
+            if old.autoclear & BITMAPS:
+                await self._publish(old._replace(autoclear=old.autoclear & kept))
+            await self._publish(header._replace(autoclear=header.autoclear & kept))
+            same_rest = True
         data = encode_header(header)
-        same_rest = (header.extensions, header.backing_file) == (
-            self.header.extensions,
-            self.header.backing_file,
-        )
         if same_rest:
             data = data[: header.header_length]
             # Where the name stands is as it was, wherever an extension left a gap.

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support.command_line import good
 from tests.support.manual_clock import ManualClock
+from tests.support.mirror_lab import failing, kept
 from vblk.aio.clock import Clock, LoopClock
 from vblk.errors import BlockError, JobError, NodeBusy, StorageError
 from vblk.graph.handle import Handle
@@ -91,29 +91,13 @@ def in_lab(folder: Path, scenario: Scenario, *, source: str = "raw", target: str
         async with Graph() as graph:
             guest = await open_image(graph, str(folder / "source"), format=source, read_only=False)
             graph.keep(guest.node)
-            room = Lab(graph, guest, await kept(graph, str(folder / "target"), target))
+            room = Lab(graph, guest, await kept(graph, folder / "target", target))
             await room.write(0, random.Random(1).randbytes(MIB))
             await room.write(3 * MIB + 100, random.Random(2).randbytes(MIB))
             await room.write(SIZE - 512, b"e" * 512)
             await scenario(room)
 
     asyncio.run(main())
-
-
-async def kept(graph: Graph, image: str, format: str | None = None) -> Node:
-    """Open an image that nobody uses."""
-    handle = await open_image(graph, image, format=format, read_only=False)
-    node = handle.node
-    graph.keep(node)
-    await graph.release(handle)
-    return node
-
-
-async def failing(graph: Graph, path: Path, iotype: str, error_number: int, *, once: bool = True) -> Node:
-    """Open a raw image whose first read or write fails, or all of them."""
-    rule = {"event": "none", "iotype": iotype, "errno": error_number, "once": once}
-    file = {"driver": "blkdebug", "image": {"driver": "file", "filename": str(path)}, "inject-error": [rule]}
-    return await kept(graph, "json:" + json.dumps({"driver": "raw", "file": file}))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +146,7 @@ def test_two_disks_of_a_transaction_are_saved_at_one_instant_and_fail_together(t
         third = await failing(room.graph, tmp_path / "third", "write", errno.EIO)
         job = await room.prepared(transaction=together)
         room.target = third
-        other = await kept(room.graph, str(tmp_path / "other"), "raw")
+        other = await kept(room.graph, tmp_path / "other", "raw")
         second = await prepare_backup(
             "b1",
             room.graph,
@@ -218,7 +202,7 @@ def test_sync_top_leaves_the_backing_out(tmp_path: Path) -> None:
         async with Graph() as graph:
             guest = await open_image(graph, str(top), format="qcow2", read_only=False)
             await guest.write(MIB, b"t" * UNIT)
-            room = Lab(graph, guest, await kept(graph, str(target), "raw"))
+            room = Lab(graph, guest, await kept(graph, target, "raw"))
             job = await room.backup(Plan(sync=Sync.TOP))
             await job.ended()
             right = bytearray(SIZE)

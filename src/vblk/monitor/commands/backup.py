@@ -7,7 +7,6 @@ Ordering rule: what cannot be is refused before anything is made or begins. All
 backups of a transaction are of the same instant, for nothing is in flight then.
 """
 
-import enum
 from dataclasses import replace
 
 from vblk.aio.clock import LoopClock
@@ -28,23 +27,13 @@ from vblk.jobs.backup import (
 from vblk.jobs.block_job import OnError
 from vblk.monitor.actions import ActionTable, Undo, batch
 from vblk.monitor.commands.creating import make_beside, require_new_job
+from vblk.monitor.commands.mirroring import SyncMode
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import NewImageMode, Object
 from vblk.options import check_node_name, parse_filename
 from vblk.wire.qmp import QmpError
 
 ACTIONS = ActionTable()
-
-
-class SyncMode(enum.Enum):
-    """What is copied, in QEMU's words."""
-
-    TOP = "top"
-    FULL = "full"
-    NONE = "none"
-    INCREMENTAL = "incremental"
-    """`bitmap`, with the bitmap's mode `on-success`."""
-    BITMAP = "bitmap"
 
 
 class Perf(Object):

@@ -11,19 +11,16 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from vblk.aio.clock import LoopClock
-from vblk.creating import creator_of
 from vblk.errors import GraphError, OptionError
 from vblk.filters.copies import CopiesNode
 from vblk.filters.mirror_top import put_mirror_top, take_mirror_top
-from vblk.graph.creation import FileOptions, Wish
 from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING
 from vblk.graph.node import Filter, Node
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import OnError
 from vblk.jobs.mirror import MirrorJob
 from vblk.jobs.mirror_plan import BUFFER_DEFAULT, CopyMode, Plan, Sync
-from vblk.jobs.target import make_image
-from vblk.monitor.commands.creating import require_new_job
+from vblk.monitor.commands.creating import make_beside, require_new_job
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import NewImageMode, Object
 from vblk.monitor.table import CommandTable
@@ -98,10 +95,7 @@ async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
     makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
     format = arguments.format or (source.driver if makes else None)
     if makes:
-        creator = creator_of(format or "raw")
-        chosen = creator.options(size=source.size)
-        wish = Wish(arguments.target, source.size, chosen, FileOptions(), None, daemon.graph.objects)
-        await make_image(daemon.graph, arguments.target, await creator.plan(wish))
+        await make_beside(daemon, arguments.target, format or "raw", source.size)
     options = parse_filename(arguments.target, format=format)
     target = await daemon.open_node(replace(options, node_name=arguments.node_name))
     try:
