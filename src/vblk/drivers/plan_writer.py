@@ -28,7 +28,7 @@ from contextlib import (
 from typing import Any, Generic, Protocol, TypeVar
 
 from vblk.codec.ranges import RangeSet
-from vblk.errors import BlockError, OutOfRange
+from vblk.errors import BlockError, NoSpace, OutOfRange, Unsupported
 from vblk.extent import Missing
 from vblk.formats.edits import EditedPages, Range
 from vblk.formats.plan import Need, NeedsRoom, Plan
@@ -350,7 +350,7 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
                 await self._file.resize(length)
             except BlockError:
                 length = space.least_extension(need.length)
-                await self._file.resize(length)
+                await lengthen(self._file, length)
             self._extended(planner, length)
 
     async def _punch(self, ranges: list[Range]) -> None:
@@ -360,6 +360,18 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
                 await self._file.discard(file_offset, length)
         except BlockError as error:
             self.node.warnings.append(f"space could not be given back to the host: {error}")
+
+
+async def lengthen(file: Node, length: int) -> None:
+    """Make the file of an image longer.
+
+    Raises:
+        NoSpace: It stays as long as it is, as a window of fixed size does: there is no room then.
+    """
+    try:
+        await file.resize(length)
+    except Unsupported as error:
+        raise NoSpace(f"no room is left: {error.message}", filename=error.filename) from error
 
 
 def payload_step(unit: int) -> int:

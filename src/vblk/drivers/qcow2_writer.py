@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, ExitStack
 
-from vblk.drivers.plan_writer import PlanWriter, payload_step, pieces
+from vblk.drivers.plan_writer import PlanWriter, lengthen, payload_step, pieces
 from vblk.drivers.qcow2 import Qcow2Node
 from vblk.drivers.qcow2_session import Session
 from vblk.errors import BlockError, NodeFailed, Unsupported
@@ -202,7 +202,7 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
         survey = await survey_image(node.image, node.read_tables, node.file.size)
         if survey.end > align_up(node.file.size, node.image.geometry.cluster_size):
             await self.session.begin()
-            await node.file.resize(survey.end)
+            await lengthen(node.file, survey.end)
         space = Space(survey.free, survey.end, node.image.geometry.cluster_size)
         self._edits.batch_max = PAGES_MAX + 2 * node.image.geometry.cluster_size // node.pages.page_size
         return ClusterWriter(node.image, self._edits, space, survey.blocks, node.backed_end)

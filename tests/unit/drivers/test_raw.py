@@ -2,15 +2,19 @@
 
 import asyncio
 import errno
+import json
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.command_line import good
 from tests.support.turns import turns
 from vblk.drivers.raw import SECTOR, Options, RawNode
-from vblk.errors import OptionError, OutOfRange, StorageError, Unsupported
+from vblk.errors import NoSpace, OptionError, OutOfRange, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.formats.probe import PROBE_LENGTH, probe
 from vblk.graph.edge import WRITING, Role
@@ -18,10 +22,11 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import coalesce
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
+from vblk.opening import open_image
 from vblk.options import Size
 from vblk.protocols.memory import MemoryNode
 from vblk.testing import ReluctantNode
-from vblk.units import OFFSET_MAX
+from vblk.units import KIB, OFFSET_MAX, align_up
 
 QCOW2 = b"QFI\xfb" + (3).to_bytes(4, "big")
 
@@ -238,3 +243,21 @@ def test_no_format_is_told_by_bytes_after_the_first_sector(head: bytes, at: int,
     data = data[:SECTOR]
     longer = (bytes(data) + tail).ljust(PROBE_LENGTH, b"\0")
     assert probe(longer, 1 << 20) == probe(bytes(data), 1 << 20)
+
+
+@pytest.mark.parametrize("form", ["qcow2", "vhdx"])
+def test_a_format_in_a_window_of_fixed_size_has_no_room(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "image"
+    good("create", "-q", "-f", form, path, "64M")
+    length = align_up(path.stat().st_size, 64 * KIB)
+    os.truncate(path, length)
+    file = {"driver": "file", "filename": str(path)}
+    options = {"driver": form, "file": {"driver": "raw", "size": length, "file": file}}
+
+    async def main() -> None:
+        async with Graph() as graph:
+            disk = await open_image(graph, "json:" + json.dumps(options), read_only=False)
+            with pytest.raises(NoSpace):
+                await disk.write(0, b"x" * (8 << 20))
+
+    asyncio.run(main())
