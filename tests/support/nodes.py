@@ -28,6 +28,7 @@ from vblk.filters import copy_on_read, snapshot
 from vblk.formats.luks import CipherSpec, SectorCipher, plan_header, unlock
 from vblk.formats.qcow2.create import NewQcow2, plan_creation
 from vblk.graph.dirty_bitmap import DirtyBitmap
+from vblk.graph.filling import filled
 from vblk.graph.following import follow
 from vblk.graph.node import Node
 from vblk.graph.plane import Mover
@@ -453,6 +454,12 @@ def _follow(node: Node) -> None:
     follow(node, WriteBlocking(_Nobody(), node, target, bitmap, RangeLock()))
 
 
+async def _filled(bench: Bench) -> Made:
+    made = await _qcow2()(bench)
+    bench.cleanup.enter_context(filled(made.node))
+    return made
+
+
 BUILDERS: dict[str, Builder] = {
     "memory": _memory,
     "null": _null,
@@ -504,6 +511,7 @@ BUILDERS: dict[str, Builder] = {
     "raw-with-bitmap": _more(lambda node: put_bitmap(node, DirtyBitmap("bitmap", node.size, 512))),
     "raw-detecting-zeroes": _more(lambda node: set_detection(node, "on")),
     "raw-followed": _more(_follow),
+    "qcow2-filled": _filled,
     "passing": _passing,
     "faulty-without-faults": _faulty,
 }

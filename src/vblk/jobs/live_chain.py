@@ -151,7 +151,7 @@ class Grip:
         self.writing: Handle
         self._user = user
         self._why = why
-        self._pinned = list(dict.fromkeys([*also, *stretch.layers, self.base]))
+        self._pinned = list(dict.fromkeys([*also, *overlays(graph, stretch.top), *stretch.layers, self.base]))
         self._stack = AsyncExitStack()
         self._freezing = AsyncExitStack()
         self._shared = Permission.ALL if is_active else SHARED_BY_READER

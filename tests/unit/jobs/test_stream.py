@@ -234,20 +234,48 @@ def test_a_stream_has_its_images_to_itself_but_the_base_may_go(tmp_path: Path) -
         await room.until(job, Status.RUNNING)
         active, layer, bottom, base = room.images
         stretch = Stretch.between(active, bottom)
+        assert not layer.children[Role.BACKING.value].frozen
         with pytest.raises(NodeBusy, match="is busy: block device is in use by block job: stream"):
             await Pull(room.graph, stretch, "another", "why").take()
         with pytest.raises(NodeBusy, match="Cannot change frozen 'backing' link from"):
             await room.graph.change([NodeChange(active, read_only=False, children={"backing": base})])
         with pytest.raises(PermissionConflict):
             room.graph.hold(layer, "who lets nobody read", READING, Permission.NONE)
-        other = Grip(room.graph, Stretch.between(bottom, base), "commit", "why")
-        await other.take()
-        await other.release()
-        edge = layer.children[Role.BACKING.value]
-        assert not edge.frozen
         job.cancel()
         await job.ended()
         assert room.chain() == names[::-1]
+
+    in_lab(tmp_path, CHAINS["raw"], scenario)
+
+
+def test_several_streams_shorten_one_chain_at_a_time(tmp_path: Path) -> None:
+    formats = ["raw", "qcow2", "qcow2", "qcow2", "qcow2"]
+    names = names_of(formats)
+
+    async def scenario(room: ChainLab) -> None:
+        async with room.busy():
+            jobs = [await stream(room, 2, 0), await stream(room, 4, 2)]
+            for job in jobs:
+                await job.ended()
+                assert job.error is None
+        assert room.chain() == [names[4], names[2], names[0]]
+
+    in_lab(tmp_path, formats, scenario)
+
+
+def test_a_commit_and_a_stream_into_the_image_above_exclude_each_other(tmp_path: Path) -> None:
+    async def scenario(room: ChainLab) -> None:
+        _, overlay, top, base = room.images
+        job = await stream(room, 2, clock=ManualClock(), speed=1)
+        with pytest.raises(NodeBusy, match=f"Node '{overlay.name}' is busy"):
+            await Grip(room.graph, Stretch.between(top, base), "commit", "why").take()
+        job.cancel()
+        await job.ended()
+        grip = Grip(room.graph, Stretch.between(top, base), "commit", "why")
+        await grip.take()
+        with pytest.raises(NodeBusy, match=f"Node '{overlay.name}' is busy"):
+            await stream(room, 2)
+        await grip.release()
 
     in_lab(tmp_path, CHAINS["raw"], scenario)
 
