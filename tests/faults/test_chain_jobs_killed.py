@@ -14,7 +14,7 @@ import pytest
 from tests.support.chain_lab import make_chain, names_of, shown
 from tests.support.command_line import call
 from tests.support.crash import NIGHTLY, SEED
-from tests.support.killed_job import Killer, writes
+from tests.support.killed_job import JobKiller, writes
 from vblk.errors import CorruptImage, Reason
 
 KILLS = 50 if NIGHTLY else 5
@@ -66,7 +66,7 @@ def test_a_killed_job_leaves_the_guest_all_that_was_durable(
     origin.mkdir()
     content = make_chain(origin, formats)
     lot = Random(SEED)
-    with Killer() as killer:
+    with JobKiller() as killer:
         folder = tmp_path / "whole"
         shutil.copytree(origin, folder)
         status, calls, _ = killer.run(kind, folder / names[-1], SEED)

@@ -6,7 +6,7 @@ Owns: the making of the files, what the disk must show, and what a job told.
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -161,3 +161,27 @@ async def shown(path: Path, format: str) -> bytes:
     async with Graph() as graph:
         disk = await open_image(graph, str(path), format=format)
         return await disk.read(0, disk.size)
+
+
+Scenario = Callable[[ChainLab], Awaitable[None]]
+
+
+def in_chain_lab(
+    folder: Path, formats: Sequence[str], scenario: Scenario, sizes: Sequence[int] | None = None
+) -> None:
+    """Run a scenario on a chain; afterwards every file of the disk must be sound, and the disk be right."""
+    made = make_chain(folder, formats, sizes)
+
+    async def main() -> tuple[list[str], bytes]:
+        async with chain_lab(folder, formats, made) as room:
+            await scenario(room)
+            assert room.access_is_as_before()
+            await room.check()
+            return room.chain(), bytes(room.content)
+
+    chain, content = asyncio.run(main())
+    for name in chain:
+        if not name.endswith(".raw"):
+            good("check", "-q", folder / name)
+    found = asyncio.run(shown(folder / chain[0], chain[0].rpartition(".")[2]))
+    assert found[: len(content)] == content, "a base may be larger"

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 
 class Killer:
@@ -24,17 +24,19 @@ class Killer:
     `settings` are constants of modules that the calls are to see otherwise, by their full names.
     """
 
+    module: ClassVar[str] = "tests.support.killed_call"
+
     def __init__(self, settings: Mapping[str, float] | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.killed_call", json.dumps(settings or {})],
+            [sys.executable, "-m", self.module, json.dumps(settings or {})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
 
-    def __enter__(self) -> "Killer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,13 +47,17 @@ class Killer:
 
         Returns: the exit status, negative for a signal; and the function calls, if it came to its end.
         """
+        status, count = self.ask([after, *map(str, words)])
+        return status, count
+
+    def ask(self, words: list[Any]) -> Any:
+        """Send words and return the answer."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([after, *map(str, words)]) + "\n")
+        process.stdin.write(json.dumps(words) + "\n")
         process.stdin.flush()
-        status, count = json.loads(process.stdout.readline())
-        return status, count
+        return json.loads(process.stdout.readline())
 
 
 def _run(after: int, words: list[str], report: int) -> int:

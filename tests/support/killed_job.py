@@ -9,13 +9,13 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
+from tests.support.killed_call import Killer
 from vblk.aio.clock import LoopClock
 from vblk.graph.edge import Role
 from vblk.graph.node import Node
@@ -39,24 +39,10 @@ def writes(seed: int, size: int) -> Iterator[tuple[int, bytes]]:
         yield lot.randrange(0, size - length, 512), lot.randbytes(length)
 
 
-class Killer:
+class JobKiller(Killer):
     """Makes runs that are killed; use it in `with`."""
 
-    def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.killed_job"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def __enter__(self) -> "Killer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    module: ClassVar[str] = "tests.support.killed_job"
 
     def run(self, kind: str, top: Path, seed: int, after: int = 0) -> tuple[int, int, str]:
         """Run a job, "commit", "active" or "stream", and kill it after so many function calls; 0: never.
@@ -64,12 +50,7 @@ class Killer:
         Returns: the exit status, negative for a signal; the function calls, if it came to its
         end; and a letter for each write that was durable: "t" in the top, "b" in the base.
         """
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps([kind, str(top), seed, after]) + "\n")
-        process.stdin.flush()
-        status, said = json.loads(process.stdout.readline())
+        status, said = self.ask([kind, str(top), seed, after])
         letters, _, count = said.partition(" ")
         return status, int(count or 0), letters
 

@@ -16,8 +16,9 @@ Source: [MS-VHDX] "Parent Locator"; QEMU's QMP reference, block-commit and block
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from vblk.codec.guid import new_guid
@@ -121,14 +122,81 @@ class Stretch:
         return edges
 
 
-class Grip:
-    """A commit job's hold on a stretch: it writes to the base, and reads the layers.
+class Hold(ABC):
+    """A job's hold on a stretch.
 
     Args:
-        graph: Theirs.
+        graph: The images'.
         stretch: The images.
         user: The job, as a noun.
         why: What others are told who want one of them.
+        pinned: What stays as it is meanwhile, for the use of others.
+    """
+
+    def __init__(self, graph: Graph, stretch: Stretch, user: str, why: str, pinned: Sequence[Node]) -> None:
+        self.graph = graph
+        self.stretch = stretch
+        self._user = user
+        self._why = why
+        self._pinned = list(dict.fromkeys(pinned))
+        self._stack = AsyncExitStack()
+        self._freezing = ExitStack()
+        self._leaves_writable = False
+
+    async def take(self) -> None:
+        """Take the images.
+
+        Raises:
+            NodeBusy: Another job works on one of them.
+            PermissionConflict: Somebody else uses one in a way that excludes this.
+            BlockError: An image does not open for writing. Everything is as before then.
+        """
+        for node in self._pinned:
+            self.graph.require_unpinned(node)
+        try:
+            for node in self._pinned:
+                self._stack.enter_context(self.graph.pinned(node, self._why))
+            await self._take()
+        except BaseException:
+            await self.release()
+            raise
+
+    @abstractmethod
+    async def _take(self) -> None:
+        """Do what the job needs; what is entered on the stack is left in the end."""
+
+    def _hold(self, node: Node, permissions: Permission, shared: Permission) -> Handle:
+        handle = self.graph.hold(node, self._user, permissions, shared)
+        self._stack.push_async_callback(self.graph.release, handle)
+        return handle
+
+    async def _let_write(self, node: Node) -> bool:
+        """Open an image for writing until the end; tell whether it was open for reading only."""
+        was_read_only = node.read_only
+        if was_read_only:
+            await self.graph.change([NodeChange(node, read_only=False)])
+            self._stack.push_async_callback(self._give_access_back, node)
+        return was_read_only
+
+    async def _give_access_back(self, node: Node) -> None:
+        if node in self.graph.edges and not self._leaves_writable:
+            await self.graph.change([NodeChange(node, read_only=True)])
+
+    def thaw(self) -> None:
+        """Let others change the chain again."""
+        self._freezing.close()
+
+    async def release(self) -> None:
+        """Let go of everything; what nobody uses any more is closed. Idempotent."""
+        self.thaw()
+        await self._stack.aclose()
+
+
+class Grip(Hold):
+    """A commit job's hold: it writes to the base, and reads the layers.
+
+    Args:
+        graph, stretch, user, why: See `Hold`.
         also: Further nodes that stay as they are.
         is_active: Whether others write to the top.
     """
@@ -144,42 +212,16 @@ class Grip:
         is_active: bool = False,
     ) -> None:
         assert stretch.base is not None, "nothing to commit to"
-        self.graph = graph
-        self.stretch = stretch
+        pinned = [*also, *overlays(graph, stretch.top), *stretch.layers, stretch.base]
+        super().__init__(graph, stretch, user, why, pinned)
         self.base = stretch.base
         self.reading: Handle
         self.writing: Handle
-        self._user = user
-        self._why = why
-        self._pinned = list(dict.fromkeys([*also, *overlays(graph, stretch.top), *stretch.layers, self.base]))
-        self._stack = AsyncExitStack()
-        self._freezing = AsyncExitStack()
         self._shared = Permission.ALL if is_active else SHARED_BY_READER
-        self._leaves_writable = False
-
-    async def take(self) -> None:
-        """Take the images.
-
-        Raises:
-            NodeBusy: Another job works on one of them.
-            PermissionConflict: Somebody else uses one in a way that excludes this.
-            BlockError: The base does not open for writing. Everything is as before then.
-        """
-        for node in self._pinned:
-            self.graph.require_unpinned(node)
-        try:
-            await self._take()
-        except BaseException:
-            await self.release()
-            raise
 
     async def _take(self) -> None:
         graph, stack, layers, base = self.graph, self._stack, self.stretch.layers, self.base
-        for node in self._pinned:
-            stack.enter_context(graph.pinned(node, self._why))
-        if base.read_only:
-            await graph.change([NodeChange(base, read_only=False)])
-            stack.push_async_callback(self._give_access_back)
+        await self._let_write(base)
         edges = self.stretch.edges()
         graph.rewire(Rewiring(access=dict.fromkeys(edges, IDLE)))
         stack.callback(self._restore, edges)
@@ -188,15 +230,6 @@ class Grip:
             self._hold(layer, Permission.NONE, Permission.ALL & ~Permission.CONSISTENT_READ)
         self.writing = self._hold(base, WRITING, SHARED_BY_WRITER)
         self._freezing.enter_context(frozen(edges))
-
-    def _hold(self, node: Node, permissions: Permission, shared: Permission) -> Handle:
-        handle = self.graph.hold(node, self._user, permissions, shared)
-        self._stack.push_async_callback(self.graph.release, handle)
-        return handle
-
-    async def _give_access_back(self) -> None:
-        if self.base in self.graph.edges and not self._leaves_writable:
-            await self.graph.change([NodeChange(self.base, read_only=True)])
 
     def _restore(self, edges: Sequence[Edge]) -> None:
         """Let images that are still there use what they stand on as before, unless that is written now."""
@@ -239,7 +272,7 @@ class Grip:
 
         With `leaves_writable` it stays open for writing: its users do that.
         """
-        await self.thaw()
+        self.thaw()
         graph, top = self.graph, self.stretch.top
         graph.rewire(Rewiring(access={self.writing.edge: IDLE}))
         if (
@@ -250,15 +283,6 @@ class Grip:
         users = [edge for edge in graph.users(top) if edge is not self.reading.edge]
         await graph.replace(top, self.base, users=users)
         self._leaves_writable = leaves_writable
-
-    async def thaw(self) -> None:
-        """Let others change the chain again."""
-        await self._freezing.aclose()
-
-    async def release(self) -> None:
-        """Let go of everything; what nobody uses any more is closed. Idempotent."""
-        await self.thaw()
-        await self._stack.aclose()
 
 
 @asynccontextmanager

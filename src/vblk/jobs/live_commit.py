@@ -166,6 +166,6 @@ class ActiveCommitJob(MirrorJob):
 
     async def clean(self) -> None:
         """Let go of the chain; images that nobody uses any more are closed."""
-        await self._grip.thaw()
+        self._grip.thaw()
         await super().clean()
         await self._grip.release()

@@ -9,7 +9,6 @@ graph leads there last. Requests wait meanwhile, and the disk reads the same thr
 """
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack
 from typing import ClassVar, Unpack
 
 from vblk.errors import BlockError
@@ -24,76 +23,35 @@ from vblk.graph.registry import Graph
 from vblk.graph.reopening import NodeChange
 from vblk.jobs.block_job import OnError
 from vblk.jobs.job import Life
-from vblk.jobs.live_chain import Stretch, keep_identity, name_backing
+from vblk.jobs.live_chain import Hold, Stretch, keep_identity, name_backing
 from vblk.jobs.sweep import SweepJob
 
 FILLING = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED
 
 
-class Pull:
-    """A stream's hold on a stretch: it fills the top, and nobody changes what is below that.
-
-    Args:
-        graph: The images'.
-        stretch: The image that is filled, and those whose data it takes.
-        user: The job, as a noun.
-        why: What others are told who want one of them.
-    """
+class Pull(Hold):
+    """A stream's hold: it fills the top, and nobody changes what is below that; see `Hold`."""
 
     def __init__(self, graph: Graph, stretch: Stretch, user: str, why: str) -> None:
-        self.graph = graph
-        self.stretch = stretch
+        super().__init__(graph, stretch, user, why, stretch.layers)
         self.top: Handle
         self.filler: Filler
-        self._user = user
-        self._why = why
-        self._stack = AsyncExitStack()
-        self._freezing = ExitStack()
-
-    async def take(self) -> None:
-        """Take the images.
-
-        Raises:
-            NodeBusy: Another job works on one of them.
-            PermissionConflict: Somebody else uses one in a way that excludes this.
-            BlockError: The image does not open for writing. Everything is as before then.
-        """
-        for node in self.stretch.layers:
-            self.graph.require_unpinned(node)
-        try:
-            await self._take()
-        except BaseException:
-            await self.release()
-            raise
 
     async def _take(self) -> None:
-        graph, stack, (top, *below) = self.graph, self._stack, self.stretch.layers
-        for node in self.stretch.layers:
-            stack.enter_context(graph.pinned(node, self._why))
-        if was_read_only := top.read_only:
-            await graph.change([NodeChange(top, read_only=False)])
-            stack.push_async_callback(self._give_access_back)
-        keep_identity(graph, top, was_read_only=was_read_only)
+        top, *below = self.stretch.layers
+        was_read_only = await self._let_write(top)
+        keep_identity(self.graph, top, was_read_only=was_read_only)
         self.top = self._hold(top, FILLING, Permission.ALL)
         for node in below:
             self._hold(node, READING, SHARED_BY_READER)
-        async with graph.drained(top):
-            self.filler = stack.enter_context(filled(top))
+        async with self.graph.drained(top):
+            self.filler = self._stack.enter_context(filled(top))
         edges = self.stretch.edges()
         self._freezing.enter_context(frozen(edges if self.stretch.base is None else edges[:-1]))
 
-    def _hold(self, node: Node, permissions: Permission, shared: Permission) -> Handle:
-        handle = self.graph.hold(node, self._user, permissions, shared)
-        self._stack.push_async_callback(self.graph.release, handle)
-        return handle
-
-    async def _give_access_back(self) -> None:
-        if self.stretch.top in self.graph.edges:
-            await self.graph.change([NodeChange(self.stretch.top, read_only=True)])
-
     async def stand_on_base(self, name: str | None) -> None:
         """Let the image stand on what the last of the others stands on, first in its file."""
-        self._freezing.close()
+        self.thaw()
         top, last = self.stretch.top, self.stretch.layers[-1]
         base = None if self.stretch.base is None else last.child(Role.BACKING)
         async with self.graph.drained(top):
@@ -102,11 +60,9 @@ class Pull:
             await self.graph.change([change])
 
     async def release(self) -> None:
-        """Let go of everything; what nobody uses any more is closed. Idempotent."""
-        self._freezing.close()
-        top = self.stretch.top
-        async with self.graph.drained(top):
-            await self._stack.aclose()
+        """Let go of everything, with nothing in flight; see `Hold.release`."""
+        async with self.graph.drained(self.stretch.top):
+            await super().release()
 
 
 class StreamJob(SweepJob):

@@ -17,6 +17,7 @@ from vblk.graph.node import Span
 from vblk.jobs.block_job import BlockJob, OnError
 from vblk.jobs.job import Life
 from vblk.jobs.walk import walk_by
+from vblk.runtime.fan_out import fan_out
 from vblk.units import KIB, MIB
 
 WORKERS: Final = 8
@@ -75,13 +76,8 @@ class SweepJob(BlockJob):
             if self._stumbled:
                 self._stumbled = False
                 await self.clock.sleep(PAUSE)
-            tasks = [asyncio.ensure_future(self._work()) for _ in range(1 if self.speed else WORKERS)]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            crowd = 1 if self.speed else WORKERS
+            await fan_out((self._work() for _ in range(crowd)), crowd)
 
     async def _work(self) -> None:
         while not self.paused and not self._stumbled:

@@ -2,13 +2,12 @@
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.chain_lab import SIZE, ChainLab, chain_lab, let_fail, make_chain, names_of, shown
+from tests.support.chain_lab import SIZE, ChainLab, in_chain_lab, let_fail, names_of, shown
 from tests.support.command_line import good
 from tests.support.manual_clock import ManualClock
 from vblk.aio.clock import Clock, LoopClock
@@ -34,28 +33,6 @@ two_chains = pytest.mark.parametrize(
     "formats", [["raw", "qcow2", "qcow2"], ["vhdx"] * 3], ids=["raw", "vhdx"]
 )
 each_top = pytest.mark.parametrize("top", [0, 1], ids=["active", "layer"])
-
-Scenario = Callable[[ChainLab], Awaitable[None]]
-
-
-def in_lab(
-    folder: Path, formats: Sequence[str], scenario: Scenario, sizes: Sequence[int] | None = None
-) -> None:
-    """Run a scenario on a chain; afterwards every file of the disk must be sound, and the disk be right."""
-    made = make_chain(folder, formats, sizes)
-
-    async def main() -> tuple[list[str], bytes]:
-        async with chain_lab(folder, formats, made) as room:
-            await scenario(room)
-            assert room.access_is_as_before()
-            await room.check()
-            return room.chain(), bytes(room.content)
-
-    chain, content = asyncio.run(main())
-    for name in chain:
-        if not name.endswith(".raw"):
-            good("check", "-q", folder / name)
-    assert asyncio.run(shown(folder / chain[0], chain[0].rpartition(".")[2]))[: len(content)] == content
 
 
 async def commit(
@@ -90,7 +67,7 @@ def test_the_layers_below_the_active_one_go_into_the_base_while_the_guest_writes
         ]
         assert len(list(room.graph.nodes())) == 4, "two images, two files"
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -108,7 +85,7 @@ def test_a_part_of_the_chain_is_committed_and_then_the_rest(tmp_path: Path, form
         assert job.error is None
         assert room.chain() == [names[3], names[0]]
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -133,7 +110,7 @@ def test_the_active_layer_goes_into_the_base_and_the_guest_goes_on_there(
         assert room.images[0].bitmaps == {}
         room.access = {}
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -149,7 +126,7 @@ def test_a_cancel_of_a_ready_commit_leaves_the_guest_where_it_is(tmp_path: Path,
         assert "BLOCK_JOB_COMPLETED" in room.told
         assert room.chain() == names[::-1]
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -173,7 +150,7 @@ def test_a_cancel_before_the_end_leaves_the_chain_as_it_was(
         await job.ended()
         assert job.error is None, "it can be done again"
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @two_chains
@@ -196,7 +173,7 @@ def test_images_of_other_sizes_show_the_same_before_and_after(
         assert job.error is None
         assert room.images[-1].size == max(sizes[0], sizes[-1 if top == 0 else 1])
 
-    in_lab(tmp_path, formats, scenario, sizes)
+    in_chain_lab(tmp_path, formats, scenario, sizes)
 
 
 def image_of(room: ChainLab, side: str) -> Node:
@@ -250,7 +227,7 @@ def test_a_failure_that_stops_the_job_is_made_good_after_the_resume(
         await completed(room, job)
         assert job.error is None
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_failure
@@ -268,7 +245,7 @@ def test_a_failure_that_is_reported_ends_the_job_and_leaves_the_chain(
         assert job.current < job.total, "what failed is not behind it"
         assert room.chain() == names_of(formats)[::-1]
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_side
@@ -289,7 +266,7 @@ def test_a_failure_that_is_ignored_is_met_again_after_a_rest(
         assert job.error is None
         assert room.told.count("BLOCK_JOB_ERROR") == 1
 
-    in_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
+    in_chain_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
 
 
 @each_top
@@ -310,7 +287,7 @@ def test_enospc_stops_where_the_base_is_full_and_only_there(
             await job.ended()
         assert (job.error is None) is stops
 
-    in_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
+    in_chain_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
 
 
 def test_the_file_of_an_image_above_takes_the_text_that_is_given(tmp_path: Path) -> None:
@@ -319,7 +296,7 @@ def test_the_file_of_an_image_above_takes_the_text_that_is_given(tmp_path: Path)
         await job.ended()
         assert job.error is None
 
-    in_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
+    in_chain_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
     assert "backing file: ./0.raw" in good("info", tmp_path / "2.qcow2")
     assert "backing file format: raw" in good("info", tmp_path / "2.qcow2")
 
@@ -344,7 +321,7 @@ def test_a_commit_has_its_images_to_itself(tmp_path: Path) -> None:
         await job.ended()
         await room.graph.release(room.graph.hold(layer, "a reader", READING))
 
-    in_lab(tmp_path, CHAINS["qcow2"], scenario)
+    in_chain_lab(tmp_path, CHAINS["qcow2"], scenario)
 
 
 def test_an_image_that_somebody_reads_below_the_top_is_not_committed(tmp_path: Path) -> None:
@@ -356,7 +333,7 @@ def test_an_image_that_somebody_reads_below_the_top_is_not_committed(tmp_path: P
             assert room.access_is_as_before()
             await room.graph.release(reader)
 
-    in_lab(tmp_path, CHAINS["vhdx"], scenario)
+    in_chain_lab(tmp_path, CHAINS["vhdx"], scenario)
 
 
 def test_a_base_that_does_not_open_for_writing_is_left_as_it_was(tmp_path: Path) -> None:
@@ -366,7 +343,7 @@ def test_a_base_that_does_not_open_for_writing_is_left_as_it_was(tmp_path: Path)
         with pytest.raises(BlockError, match="read-only"):
             await commit(room)
 
-    in_lab(tmp_path, CHAINS["raw"], scenario)
+    in_chain_lab(tmp_path, CHAINS["raw"], scenario)
 
 
 def test_readers_of_the_top_follow_to_the_base(tmp_path: Path) -> None:
@@ -380,7 +357,7 @@ def test_readers_of_the_top_follow_to_the_base(tmp_path: Path) -> None:
         assert reader.node is base
         assert await reader.read(0, reader.size) == before
 
-    in_lab(tmp_path, CHAINS["vhdx"], scenario)
+    in_chain_lab(tmp_path, CHAINS["vhdx"], scenario)
 
 
 def test_layers_that_somebody_keeps_stay_open(tmp_path: Path) -> None:
@@ -395,7 +372,7 @@ def test_layers_that_somebody_keeps_stay_open(tmp_path: Path) -> None:
         await room.graph.let_go(top)
         assert layer not in set(room.graph.nodes())
 
-    in_lab(tmp_path, CHAINS["qcow2"], scenario)
+    in_chain_lab(tmp_path, CHAINS["qcow2"], scenario)
 
 
 def test_what_the_guest_writes_to_a_vhdx_base_makes_it_another_for_the_layer_left_behind(
@@ -406,7 +383,7 @@ def test_what_the_guest_writes_to_a_vhdx_base_makes_it_another_for_the_layer_lef
         await completed(room, job)
         await room.write()
 
-    in_lab(tmp_path, ["vhdx", "vhdx"], scenario)
+    in_chain_lab(tmp_path, ["vhdx", "vhdx"], scenario)
     with pytest.raises(BlockError, match="parent linkage mismatch"):
         asyncio.run(shown(tmp_path / "1.vhdx", "vhdx"))
 
@@ -416,6 +393,6 @@ def test_a_layer_left_behind_opens_as_long_as_nobody_writes_to_the_base(tmp_path
         job = await commit(room, 0)
         await completed(room, job)
 
-    in_lab(tmp_path, ["vhdx", "vhdx"], scenario)
+    in_chain_lab(tmp_path, ["vhdx", "vhdx"], scenario)
     layer = asyncio.run(shown(tmp_path / "1.vhdx", "vhdx"))
     assert layer == asyncio.run(shown(tmp_path / "0.vhdx", "vhdx"))

@@ -2,13 +2,12 @@
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.chain_lab import SIZE, ChainLab, chain_lab, let_fail, make_chain, names_of, shown
+from tests.support.chain_lab import SIZE, ChainLab, in_chain_lab, let_fail, names_of
 from tests.support.command_line import good
 from tests.support.manual_clock import ManualClock
 from vblk.aio.clock import LoopClock
@@ -28,28 +27,6 @@ CHAINS = {
 }
 each_chain = pytest.mark.parametrize("formats", CHAINS.values(), ids=CHAINS)
 each_base = pytest.mark.parametrize("base", [None, 3, 2], ids=["whole", "to the base", "one layer"])
-
-Scenario = Callable[[ChainLab], Awaitable[None]]
-
-
-def in_lab(
-    folder: Path, formats: Sequence[str], scenario: Scenario, sizes: Sequence[int] | None = None
-) -> None:
-    """Run a scenario on a chain; afterwards every file of the disk must be sound, and the disk be right."""
-    made = make_chain(folder, formats, sizes)
-
-    async def main() -> tuple[list[str], bytes]:
-        async with chain_lab(folder, formats, made) as room:
-            await scenario(room)
-            assert room.access_is_as_before()
-            await room.check()
-            return room.chain(), bytes(room.content)
-
-    chain, content = asyncio.run(main())
-    for name in chain:
-        if not name.endswith(".raw"):
-            good("check", "-q", folder / name)
-    assert asyncio.run(shown(folder / chain[0], formats[-1])) == content
 
 
 async def stream(
@@ -85,7 +62,7 @@ def test_the_guest_writes_while_its_image_takes_in_what_it_stands_on(
         ]
         assert len(list(room.graph.nodes())) == 2 * len(room.chain())
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -108,7 +85,7 @@ def test_a_write_to_a_range_that_is_being_filled_waits_and_others_do_not(
         await job.ended()
         assert job.error is None
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -124,7 +101,7 @@ def test_a_stream_into_an_image_below_leaves_the_one_above_as_it_is(
         assert job.error is None
         assert room.chain() == [names[3], names[2], names[0]]
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @each_chain
@@ -145,7 +122,7 @@ def test_a_cancel_leaves_the_chain_as_it_was(tmp_path: Path, formats: list[str])
         await job.ended()
         assert job.error is None, "it can be done again"
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @pytest.mark.parametrize("formats", [["raw", "qcow2", "qcow2"], ["vhdx"] * 3], ids=["raw", "vhdx"])
@@ -163,7 +140,7 @@ def test_images_of_other_sizes_show_the_same_before_and_after(
         await job.ended()
         assert job.error is None
 
-    in_lab(tmp_path, formats, scenario, sizes)
+    in_chain_lab(tmp_path, formats, scenario, sizes)
 
 
 async def held_back(room: ChainLab, on_error: OnError) -> StreamJob:
@@ -198,7 +175,7 @@ def test_a_layer_that_cannot_be_read_is_dealt_with_as_the_policy_says(
         if policy is OnError.IGNORE:
             assert job.current == job.total
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 @pytest.mark.parametrize("formats", [["raw", "qcow2", "qcow2"], ["vhdx"] * 3], ids=["raw", "vhdx"])
@@ -213,7 +190,7 @@ def test_a_full_storage_stops_the_job_which_goes_on_later(tmp_path: Path, format
         await job.ended()
         assert job.error is None
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 def test_the_file_takes_the_text_that_is_given(tmp_path: Path) -> None:
@@ -222,7 +199,7 @@ def test_the_file_takes_the_text_that_is_given(tmp_path: Path) -> None:
         await job.ended()
         assert job.error is None
 
-    in_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
+    in_chain_lab(tmp_path, ["raw", "qcow2", "qcow2"], scenario)
     assert "backing file: ./0.raw" in good("info", tmp_path / "2.qcow2")
 
 
@@ -245,7 +222,7 @@ def test_a_stream_has_its_images_to_itself_but_the_base_may_go(tmp_path: Path) -
         await job.ended()
         assert room.chain() == names[::-1]
 
-    in_lab(tmp_path, CHAINS["raw"], scenario)
+    in_chain_lab(tmp_path, CHAINS["raw"], scenario)
 
 
 def test_several_streams_shorten_one_chain_at_a_time(tmp_path: Path) -> None:
@@ -260,7 +237,7 @@ def test_several_streams_shorten_one_chain_at_a_time(tmp_path: Path) -> None:
                 assert job.error is None
         assert room.chain() == [names[4], names[2], names[0]]
 
-    in_lab(tmp_path, formats, scenario)
+    in_chain_lab(tmp_path, formats, scenario)
 
 
 def test_a_commit_and_a_stream_into_the_image_above_exclude_each_other(tmp_path: Path) -> None:
@@ -277,7 +254,7 @@ def test_a_commit_and_a_stream_into_the_image_above_exclude_each_other(tmp_path:
             await stream(room, 2)
         await grip.release()
 
-    in_lab(tmp_path, CHAINS["raw"], scenario)
+    in_chain_lab(tmp_path, CHAINS["raw"], scenario)
 
 
 def test_an_image_that_stands_on_nothing_has_nothing_to_stream(tmp_path: Path) -> None:
@@ -286,4 +263,4 @@ def test_an_image_that_stands_on_nothing_has_nothing_to_stream(tmp_path: Path) -
         await job.ended()
         assert (job.error, job.current, job.total) == (None, 0, 0)
 
-    in_lab(tmp_path, ["qcow2"], scenario)
+    in_chain_lab(tmp_path, ["qcow2"], scenario)
