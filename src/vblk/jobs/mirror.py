@@ -462,16 +462,16 @@ class MirrorJob(BlockJob):
         await graph.replace(self._replaces, target.node, users=users)
 
     async def clean(self) -> None:
-        """Let go of both nodes."""
-        self._copy_mode = CopyMode.BACKGROUND
-        await self._take_on_copy_mode()
-        self._bitmap = None
-        if not self._source.closed and self._name in self._source.node.bitmaps:
-            self._source.node.bitmaps[self._name].busy = False
-            remove_bitmap(self._source.node, self._name)
-        self._bonds.close()
-        if self._filter is not None:
-            await take_mirror_top(self._graph, self._filter)
-        for handle in (self._source, self._target):
-            await self._graph.release(handle)
-        await self._drain.aclose()
+        """Let go of both nodes, and of the users; whatever fails, the rest is done."""
+        async with self._drain, AsyncExitStack() as steps:
+            for handle in (self._target, self._source):
+                steps.push_async_callback(self._graph.release, handle)
+            if self._filter is not None:
+                steps.push_async_callback(take_mirror_top, self._graph, self._filter)
+            steps.callback(self._bonds.close)
+            self._copy_mode = CopyMode.BACKGROUND
+            await self._take_on_copy_mode()
+            self._bitmap = None
+            if not self._source.closed and self._name in self._source.node.bitmaps:
+                self._source.node.bitmaps[self._name].busy = False
+                remove_bitmap(self._source.node, self._name)

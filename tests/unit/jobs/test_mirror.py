@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.manual_clock import ManualClock
 from tests.support.mirror_lab import SIZE, Lab, failing, in_lab
-from vblk.errors import JobError
+from vblk.errors import JobError, StorageError
+from vblk.filters.mirror_top import put_mirror_top
 from vblk.graph.edge import WRITING
 from vblk.jobs.block_job import OnError
 from vblk.jobs.mirror import PAUSE
@@ -142,5 +143,24 @@ def test_zeros_are_written_only_where_the_target_shows_something_else(
         assert zeroed == [(2 * MIB, 128 * KIB)]
         await room.leave(job)
         assert await room.shows_all(room.target)
+
+    in_lab(tmp_path, scenario)
+
+
+def test_users_go_on_though_the_source_cannot_be_flushed_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(room: Lab) -> None:
+        filter = await put_mirror_top(room.graph, room.source, "top")
+
+        async def flush() -> None:
+            raise StorageError(errno.EIO)
+
+        job = await room.ready(filter=filter, replaces=room.source)
+        monkeypatch.setattr(filter, "flush", flush)
+        await room.leave(job)
+        await room.write(0, b"goes on")
+        assert room.source.bitmaps == {}
+        assert [edge.user for edge in room.graph.users(room.target)] == []
 
     in_lab(tmp_path, scenario)
