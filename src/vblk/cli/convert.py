@@ -96,6 +96,8 @@ async def run(arguments: Arguments, console: Console) -> int:
         if arguments.snapshot is not None:
             raise no_snapshots(sources[0].node.driver)
         if arguments.bitmaps:
+            if all(source.node.driver == "qcow2" for source in sources):
+                raise Failure("copying bitmaps is not in this version of vblk: merge them with 'vblk bitmap'")
             raise Failure("Source lacks bitmap support")
         await _Conversion(graph, arguments, console, sources, target, creation).run()
     return SUCCESS
@@ -277,7 +279,7 @@ VERB = Verb(
         ),
         flag("-W", "out_of_order", help="Allow the pieces to be written in any order."),
         flag("--salvage", help="Replace what cannot be read by zeros, and say where."),
-        flag("--bitmaps", help="Refused: no format of this version has bitmaps."),
+        flag("--bitmaps", help="Refused: this version copies no bitmaps."),
         flag("--skip-broken-bitmaps", help="Refused, as --bitmaps."),
         option(
             "-l", "snapshot", metavar="SNAPSHOT", help="Refused: no format of this version has snapshots."

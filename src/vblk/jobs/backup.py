@@ -202,6 +202,13 @@ class BackupJob(BlockJob):
         self.current = self._copier.copied
         self.total = self.current + self._copier.left
 
+    def hindrance(self) -> str | None:
+        """Say in words what keeps the job."""
+        general = super().hindrance()
+        if general is None and self._plan.sync is Sync.NONE and self.at_work:
+            return "it saves what its users are about to change, until it is cancelled"
+        return general
+
     async def commit(self) -> None:
         """Settle the bitmap after a success."""
         self._settle_bitmap(succeeded=True)

@@ -173,6 +173,7 @@ def test_sync_none_saves_only_what_is_about_to_change(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
         job = await room.backup(Plan(sync=Sync.NONE))
         await room.until(job, Status.RUNNING)
+        assert "until it is cancelled" in str(job.query_progress())
         await room.write(UNIT + 8192, b"n" * 4096)
         job.pause()
         await room.until(job, Status.PAUSED)
