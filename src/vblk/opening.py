@@ -20,7 +20,14 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import ChainRules, Request, Site
-from vblk.options import NodeOptions, NodeReference, check_consistent, parse_filename, to_filename
+from vblk.options import (
+    NodeOptions,
+    NodeReference,
+    check_consistent,
+    parse_filename,
+    says_not_which,
+    to_filename,
+)
 
 PROTOCOLS = {
     "file": "vblk.protocols.file",
@@ -229,6 +236,8 @@ def _spelled_out(graph: Graph, options: NodeOptions) -> NodeOptions:
     found = {node.name: node.options for node in graph.nodes()}
     children: dict[str, NodeOptions | NodeReference | None] = {}
     for name, child in options.children.items():
+        if name == "backing" and isinstance(child, NodeOptions) and says_not_which(child):
+            continue  # it is what the image itself names
         described = found.get(child.name) if isinstance(child, NodeReference) else None
         children[name] = child if described is None else _spelled_out(graph, described)
     return replace(options, children=children)

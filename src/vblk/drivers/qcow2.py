@@ -20,7 +20,7 @@ from vblk.formats.qcow2.layout import BITMAPS, EXTENSION_BITMAPS
 from vblk.graph.edge import Role
 from vblk.graph.node import Node, Preallocation
 from vblk.graph.site import Site
-from vblk.options import bind, check_children
+from vblk.options import NodeOptions, bind, check_children, says_not_which
 from vblk.runtime.page_cache import PageCache
 from vblk.units import MIB
 
@@ -307,7 +307,13 @@ async def open_node(site: Site) -> Qcow2Node:
 
 async def _attach_backing(site: Site, node: Qcow2Node) -> None:
     if "backing" in site.options.children:
-        if site.options.children["backing"] is None:
+        wanted = site.options.children["backing"]
+        if wanted is None:
+            return
+        if isinstance(wanted, NodeOptions) and says_not_which(wanted) and node.image.header.backing_file:
+            from vblk.drivers.qcow2_backing import attach_backings
+
+            await attach_backings(site, node, wanted)
             return
         # What the user said about the parent was about this image's, which the options name.
         site.request = site.request._replace(rules=site.request.rules._replace(parent=None))

@@ -9,6 +9,7 @@ it may be long; a file that is its own ancestor is found before it is used.
 """
 
 import os
+from dataclasses import replace
 
 from vblk.drivers.qcow2 import Qcow2Node, has_protocol
 from vblk.drivers.vhdx_parent import identity, local_path
@@ -21,8 +22,10 @@ from vblk.graph.site import ChainRules, Site
 from vblk.options import NodeOptions, parse_filename
 
 
-async def attach_backings(site: Site, top: Qcow2Node) -> None:
+async def attach_backings(site: Site, top: Qcow2Node, said: NodeOptions | None = None) -> None:
     """Open the whole chain behind `top` and attach each image to the one that names it.
+
+    `said` is what the user says of the first, and in it of those behind, but for which they are.
 
     Raises:
         CorruptImage: A backing file is missing or does not open.
@@ -36,7 +39,8 @@ async def attach_backings(site: Site, top: Qcow2Node) -> None:
         if not isinstance(child, Qcow2Node) or child.image.header.backing_file is None:
             await _attach_others(site, child, rules)
             return
-        backing = await _open_backing(site, child, rules)
+        backing = await _open_backing(site, child, rules, said)
+        said = None
         try:
             known = identity(backing)
             if known is not None and known in seen:
@@ -47,6 +51,8 @@ async def attach_backings(site: Site, top: Qcow2Node) -> None:
             raise
         seen.add(known)
         child = backing
+        while (behind := child.child(Role.BACKING)) is not None:
+            child = behind
         rules = rules._replace(parent=None)
     raise Cycle(f"the chain has more than {DEPTH_MAX} images", filename=top.filename)
 
@@ -62,7 +68,7 @@ async def _attach_others(site: Site, node: Node, rules: ChainRules) -> None:
     await attach_parents(site, node, rules)
 
 
-async def _open_backing(site: Site, child: Qcow2Node, rules: ChainRules) -> Node:
+async def _open_backing(site: Site, child: Qcow2Node, rules: ChainRules, said: NodeOptions | None) -> Node:
     name = child.image.header.backing_file
     assert name is not None
     path = rules.parent if rules.parent is not None else _admitted(site, child, name, rules)
@@ -71,6 +77,10 @@ async def _open_backing(site: Site, child: Qcow2Node, rules: ChainRules) -> Node
         options = parse_filename(path, format=form)
     else:
         options = NodeOptions(driver=form, children={"file": NodeOptions(own={"filename": path})})
+    if said is not None:
+        options = replace(
+            said, driver=options.driver, children={**said.children, **options.children}, own=options.own
+        )
     request = site.request._replace(read_only=True, backing=False, rules=rules._replace(parent=None))
     try:
         return await site.open(options, request)

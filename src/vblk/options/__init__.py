@@ -4,7 +4,7 @@ Owns: file names, `json:`, `--image-opts`, `-o` lists, sizes and switches. Must
 not open files or know which drivers exist. Imports nothing heavy.
 """
 
-from vblk.options.binding import bind, bind_create, check_children
+from vblk.options.binding import bind, bind_create, check_children, says_not_which
 from vblk.options.jsonname import to_filename, to_json_filename
 from vblk.options.keyval import CreateOptions, parse_create_options
 from vblk.options.model import (
@@ -45,6 +45,7 @@ __all__ = [
     "parse_json",
     "parse_number",
     "parse_size",
+    "says_not_which",
     "to_filename",
     "to_json_filename",
     "with_filename",

@@ -43,6 +43,11 @@ def bind(own: Mapping[str, Scalar], struct: type[OptionsT], driver: str, *, stri
     return _Binder(strict, "-", lambda name: _unsupported(driver, name)).struct(_unflatten(own), struct, "")
 
 
+def says_not_which(options: NodeOptions) -> bool:
+    """Tell whether options of a backing image leave it to the image above which one it is."""
+    return options.driver is None and not options.own and not options.children.keys() - {"backing"}
+
+
 def check_children(options: NodeOptions, driver: str, *names: str) -> None:
     """Refuse a child that the driver does not have; `names` are those it has.
 
