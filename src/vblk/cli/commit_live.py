@@ -1,7 +1,6 @@
 """A commit in a running daemon, of layers of a disk in use: `vblk commit --live`.
 
-Owns: the questions that the daemon is asked. An interruption leaves the job running,
-and says so.
+Owns: the questions that the daemon is asked.
 """
 
 from vblk.cli.commit import Arguments
@@ -34,7 +33,7 @@ def run_live(arguments: Arguments, console: Console) -> int:
     assert arguments.live is not None
     node = arguments.one_operand()
     watch = Watch(arguments.live, arguments.job_id or "commit")
-    try:
+    with watch.kept(console):
         watch.connection.call(
             "block-commit",
             job_id=watch.id,
@@ -55,11 +54,6 @@ def run_live(arguments: Arguments, console: Console) -> int:
                 watch.until("null", progress)
             if progress is not None:
                 progress.finish()
-    except KeyboardInterrupt:
-        console.message(f"job '{watch.id}' goes on in the daemon")
-        raise
-    finally:
-        watch.connection.close()
     if not arguments.quiet:
         console.print("Image committed.")
     return SUCCESS

@@ -4,9 +4,12 @@ Owns: the questions that the daemon is asked meanwhile, and how the job ended.
 """
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from vblk.cli.connection import Connection
+from vblk.cli.console import Console
 from vblk.cli.failure import Failure
 from vblk.cli.jobs import Job, jobs_of
 from vblk.jobs.progress import Progress
@@ -27,6 +30,17 @@ class Watch:
         self.id = id
         self.connection = Connection(socket, self._note)
         self._outcome: dict[str, Any] | None = None
+
+    @contextmanager
+    def kept(self, console: Console) -> Generator[None]:
+        """Talk to the daemon in the block. The job outlives an interruption, which is said."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.message(f"job '{self.id}' goes on in the daemon")
+            raise
+        finally:
+            self.connection.close()
 
     def _note(self, event: dict[str, Any]) -> None:
         """Take note of the event that tells how the job ended."""

@@ -1,7 +1,6 @@
 """A mirror in a running daemon: started, watched, and completed by `vblk mirror --daemon`.
 
-Owns: the questions that the daemon is asked. An interruption leaves the job running,
-and says so.
+Owns: the questions that the daemon is asked.
 """
 
 from typing import Any
@@ -38,7 +37,7 @@ def run_there(arguments: Arguments, console: Console) -> int:
     source, target = arguments.two_operands()
     assert arguments.daemon is not None
     watch = Watch(arguments.daemon, arguments.job_id or "mirror")
-    try:
+    with watch.kept(console):
         _start(watch, arguments, source, target)
         with arguments.shown(console) as progress:
             watch.until("ready", progress)
@@ -47,11 +46,6 @@ def run_there(arguments: Arguments, console: Console) -> int:
         if arguments.pivot:
             watch.connection.call("block-job-complete", device=watch.id)
             watch.until("null", None)
-    except KeyboardInterrupt:
-        console.message(f"job '{watch.id}' goes on in the daemon")
-        raise
-    finally:
-        watch.connection.close()
     return SUCCESS
 
 

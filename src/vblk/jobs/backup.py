@@ -31,6 +31,7 @@ from vblk.graph.surgery import passing
 from vblk.jobs.block_job import BlockJob, OnError
 from vblk.jobs.job import Life
 from vblk.jobs.walk import walk
+from vblk.runtime.fan_out import fan_out
 from vblk.units import MIB, align_up
 
 WORKERS: Final = 8
@@ -157,15 +158,8 @@ class BackupJob(BlockJob):
         """Go over the disk once; a failure that does not end the job ends the sweep."""
         self._cursor = 0
         self._stumbled = False
-        tasks = [
-            asyncio.ensure_future(self._copy_pieces()) for _ in range(1 if self.speed else self._plan.workers)
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        crowd = 1 if self.speed else self._plan.workers
+        await fan_out((self._copy_pieces() for _ in range(crowd)), crowd)
 
     async def _copy_pieces(self) -> None:
         while not self.paused and not self._stumbled and (piece := self._next()) is not None:

@@ -19,6 +19,7 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import Leaf, Node, Span
 from vblk.jobs.progress import Progress
 from vblk.jobs.walk import SpanReader
+from vblk.runtime.fan_out import fan_out
 from vblk.units import MIB
 
 PIECE = MIB
@@ -97,13 +98,7 @@ class ImageComparison:
         """
         pieces = self._pieces()
         lock = asyncio.Lock()
-        tasks = [asyncio.ensure_future(self._work(pieces, lock)) for _ in range(WORKERS)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await fan_out((self._work(pieces, lock) for _ in range(WORKERS)), WORKERS)
         return self._verdict()
 
     def _verdict(self) -> Comparison:

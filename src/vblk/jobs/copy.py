@@ -28,6 +28,7 @@ from vblk.jobs.compare import differing_runs, surely_equal
 from vblk.jobs.progress import Progress
 from vblk.jobs.rate import RateLimit
 from vblk.jobs.walk import cut, walk, walk_salvaging
+from vblk.runtime.fan_out import fan_out
 from vblk.units import GIB, KIB, MIB, align_up
 
 KERNEL_PIECE = 128 * MIB
@@ -188,13 +189,7 @@ class CopyJob:
         pieces = self._pieces()
         lock = asyncio.Lock()
         workers = 1 if plan.salvage else plan.workers
-        tasks = [asyncio.ensure_future(self._work(pieces, lock)) for _ in range(workers)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await fan_out((self._work(pieces, lock) for _ in range(workers)), workers)
         if self._progress is not None:
             self._progress.finish()
 

@@ -275,9 +275,8 @@ class Grip(Hold):
         self.thaw()
         graph, top = self.graph, self.stretch.top
         graph.rewire(Rewiring(access={self.writing.edge: IDLE}))
-        if (
-            leaves_writable
-        ):  # what they write is seen by who stands on it: another identity, from the first on
+        if leaves_writable:
+            # What they write is seen by who stands on the base: another identity, from the first on.
             await graph.change([NodeChange(self.base, read_only=True)])
             await graph.change([NodeChange(self.base, read_only=False)])
         users = [edge for edge in graph.users(top) if edge is not self.reading.edge]

@@ -36,6 +36,7 @@ from vblk.jobs.rate import Meter
 from vblk.jobs.states import Status, Verb, require_accepted
 from vblk.jobs.walk import walk
 from vblk.jobs.write_blocking import WriteBlocking
+from vblk.runtime.fan_out import fan_out
 from vblk.runtime.range_lock import RangeLock
 from vblk.units import MIB, align_up
 
@@ -347,13 +348,7 @@ class MirrorJob(BlockJob):
         """Go over the disk once, and copy what is marked."""
         self._cursor = 0
         crowd = 1 if self.speed and not self._held else self._crowd
-        tasks = [asyncio.ensure_future(self._copy_pieces(bitmap)) for _ in range(crowd)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await fan_out((self._copy_pieces(bitmap) for _ in range(crowd)), crowd)
 
     async def _copy_pieces(self, bitmap: DirtyBitmap) -> None:
         while not self.paused and (piece := self._next(bitmap)) is not None:
