@@ -17,8 +17,8 @@ from vblk.errors import BlockError
 from vblk.extent import Kind
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edges import reachable
-from vblk.graph.mapper import Mapper
-from vblk.graph.node import Leaf, Node, Span, coalesce
+from vblk.graph.mapper import Mapper, has_descriptor, reaches_kernel
+from vblk.graph.node import Node, Span, coalesce
 from vblk.graph.plane import Mover
 from vblk.runtime.range_lock import RangeLock
 from vblk.units import KIB, MIB, align_down, align_up
@@ -79,7 +79,7 @@ class OnceCopier:
     @property
     def left(self) -> int:
         """The bytes of the disk that are still to be copied."""
-        return bytes_in(self.todo)
+        return self.todo.guest_bytes
 
     def is_done(self, offset: int, length: int) -> bool:
         """Tell whether nothing of a range is to be copied any more."""
@@ -118,7 +118,12 @@ class OnceCopier:
             await self._copy_span(span)
 
     async def _copy_span(self, span: Span) -> None:
-        if span.kind is Kind.DATA and self.in_kernel and self._have_descriptors(span):
+        if (
+            span.kind is Kind.DATA
+            and self.in_kernel
+            and has_descriptor(span.leaf)
+            and reaches_kernel(self.target)
+        ):
             try:
                 await self._mover.move(span, self.target, span.guest_offset)
             except BlockError as error:
@@ -147,16 +152,3 @@ class OnceCopier:
                 await self.target.write(offset, data)
         except BlockError as error:
             raise CopyFailed(error, reading=False) from error
-
-    def _have_descriptors(self, span: Span) -> bool:
-        node = self.target
-        while isinstance(node, Mapper):
-            node = node.file
-        return all(isinstance(each, Leaf) and each.descriptor() is not None for each in (span.leaf, node))
-
-
-def bytes_in(bitmap: DirtyBitmap) -> int:
-    """Return the bytes of the disk that a bitmap marks: its last unit may be cut."""
-    size = bitmap.size
-    cut = -size % bitmap.granularity if size and bitmap.is_dirty(size - 1) else 0
-    return bitmap.count - cut

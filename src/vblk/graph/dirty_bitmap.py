@@ -204,6 +204,12 @@ class DirtyBitmap:
         """The bytes of all dirty units."""
         return self._count(self._chunks)
 
+    @property
+    def guest_bytes(self) -> int:
+        """The bytes of the disk in all dirty units: the disk's end may cut the last one."""
+        cut = -self.size % self.granularity if self.size and self.is_dirty(self.size - 1) else 0
+        return self.count - cut
+
     def _count(self, chunks: Chunks) -> int:
         return sum(int.from_bytes(chunk, "little").bit_count() for chunk in chunks.values()) << self._shift
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from vblk.errors import CorruptImage, GraphError, Reason, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.graph.edge import Edge, Role
-from vblk.graph.node import Buffer, Node, Span, coalesce
+from vblk.graph.node import Buffer, Leaf, Node, Span, coalesce
 from vblk.graph.plane import read_spans
 from vblk.units import KIB
 
@@ -331,3 +331,15 @@ async def _without_holes(spans: Sequence[Span]) -> list[Span]:
             below.depth += span.depth
             refined.append(below)
     return refined
+
+
+def has_descriptor(node: Node | None) -> bool:
+    """Tell whether a node is a leaf that the kernel can copy from and to."""
+    return isinstance(node, Leaf) and node.descriptor() is not None
+
+
+def reaches_kernel(node: Node) -> bool:
+    """Tell whether what is written to a node lands in a leaf that the kernel can copy to."""
+    while isinstance(node, Mapper):
+        node = node.file
+    return has_descriptor(node)

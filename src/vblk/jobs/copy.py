@@ -20,8 +20,8 @@ from vblk.aio.clock import Clock
 from vblk.errors import BlockError, ImageError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
-from vblk.graph.mapper import Mapper
-from vblk.graph.node import Leaf, Node, Span
+from vblk.graph.mapper import has_descriptor, reaches_kernel
+from vblk.graph.node import Span
 from vblk.graph.plane import Mover
 from vblk.graph.sparse_copy import data_runs
 from vblk.jobs.compare import differing_runs, surely_equal
@@ -185,7 +185,7 @@ class CopyJob:
             total = await self._count_data()
             if self._progress is not None:
                 self._progress.start(total)
-        self._target_in_kernel = _reaches_kernel(self._target.node)
+        self._target_in_kernel = reaches_kernel(self._target.node)
         pieces = self._pieces()
         lock = asyncio.Lock()
         workers = 1 if plan.salvage else plan.workers
@@ -268,7 +268,7 @@ class CopyJob:
             and not plan.salvage
             and not self._compares
             and self._target_in_kernel
-            and _has_descriptor(span.leaf)
+            and has_descriptor(span.leaf)
         )
 
     @property
@@ -375,17 +375,6 @@ class CopyJob:
             if end > start:
                 await self._target.write(goal + start, memoryview(data)[start:end])
             done = end
-
-
-def _reaches_kernel(node: Node) -> bool:
-    """Tell whether what is written to `node` lands in a leaf that the kernel can copy to."""
-    while isinstance(node, Mapper):
-        node = node.file
-    return _has_descriptor(node)
-
-
-def _has_descriptor(node: Node | None) -> bool:
-    return isinstance(node, Leaf) and node.descriptor() is not None
 
 
 class _Turnstile:

@@ -407,9 +407,7 @@ class MirrorJob(BlockJob):
 
     def _account(self, bitmap: DirtyBitmap) -> None:
         """Say how much is done, and how much it would be in all if nobody wrote any more."""
-        size, left = self._source.size, bitmap.count
-        if size and bitmap.is_dirty(size - 1):
-            left -= -size % self._granularity
+        left = bitmap.guest_bytes
         self.total = self.current + self._flying + left
         self._dirtied.note(self._taken + left)
 

@@ -8,8 +8,8 @@ Ordering rule: a range counts as zeros no more before anything else is written t
 
 from vblk.extent import Kind
 from vblk.graph.dirty_bitmap import DirtyBitmap
-from vblk.graph.mapper import Mapper
-from vblk.graph.node import Buffer, Leaf, Node, Span
+from vblk.graph.mapper import has_descriptor, reaches_kernel
+from vblk.graph.node import Buffer, Node, Span
 from vblk.graph.plane import Mover
 from vblk.jobs.copy import ZEROS_LEFT_OUT
 from vblk.jobs.walk import walk_by
@@ -52,7 +52,7 @@ class MirrorTarget:
             return
         is_virgin = all(untouched for _, _, untouched in self._virgin.ranges(offset, length))
         self._touch(offset, length)
-        if self._in_kernel(span):
+        if has_descriptor(span.leaf) and reaches_kernel(self.node):
             zero_unit = ZEROS_LEFT_OUT if is_virgin and self._unmap else 0
             await self._mover.move(span, self.node, offset, zero_unit=zero_unit)
             return
@@ -74,12 +74,6 @@ class MirrorTarget:
         buffer = bytearray(length)
         await source.read_into(offset, memoryview(buffer))
         await self.node.write(offset, buffer)
-
-    def _in_kernel(self, span: Span) -> bool:
-        node = self.node
-        while isinstance(node, Mapper):
-            node = node.file
-        return all(isinstance(each, Leaf) and each.descriptor() is not None for each in (span.leaf, node))
 
     def _touch(self, offset: int, length: int) -> None:
         unit = self._virgin.granularity
