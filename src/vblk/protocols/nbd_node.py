@@ -13,17 +13,17 @@ Source: proto.md, "Request types", "Ordering of messages and writes".
 
 import errno
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar, Final
 
 from vblk.errors import BlockError, NoSpace, PeerError, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.graph.alignment import Aligner, whole_blocks
-from vblk.graph.node import Buffer, Leaf, Preallocation, Span, coalesce
+from vblk.graph.node import Buffer, Preallocation, Span, coalesce
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode
 from vblk.protocols.nbd_pool import Pool
+from vblk.protocols.remote_leaf import RemoteLeaf
 from vblk.runtime.fan_out import in_pieces
-from vblk.runtime.flush_sequencer import FlushSequencer
 from vblk.units import GIB, MIB, OFFSET_MAX, align_down, align_up
 from vblk.wire.nbd import Command, CommandFlag, Exchange, Export, ExportFlag, Request, StatusFlag
 from vblk.wire.nbd.numbers import error_number
@@ -42,7 +42,7 @@ SPANS_MAX: Final = 1 << 18
 _SECTOR: Final = 512
 
 
-class NbdNode(Leaf):
+class NbdNode(RemoteLeaf):
     """An export of an NBD server.
 
     Its size is what the server said first. Requests of any alignment are
@@ -66,8 +66,7 @@ class NbdNode(Leaf):
         discard: bool = True,
     ) -> None:
         """Take over an open `pool`; use `open_nbd` rather than this."""
-        super().__init__(name, filename, read_only=read_only)
-        self.cache = cache
+        super().__init__(name, filename, read_only=read_only, cache=cache)
         self.export = export
         self.alignment = block_size(export)
         self._size = align_down(export.size, self.alignment)
@@ -81,14 +80,11 @@ class NbdNode(Leaf):
                 "the server offers no flush: what is written is as stable as the server makes it"
             )
         self._pool = pool
-        self._closed = False
-        self._dirty = False
         self._may_unmap = discard
         self._payload_max = max(self.alignment, min(PAYLOAD_MAX, export.maximum))
         most = OFFSET_MAX if export.extended else min(EFFECT_MAX, export.maximum if export.minimum else GIB)
         self._effect_max = align_down(most, self.alignment)
         self._status_max = align_down(most if export.extended else STATUS_MAX, self.alignment)
-        self._flusher = FlushSequencer(self._flush_once, filename=filename)
         self._aligner = Aligner(self, self.alignment) if self.alignment > 1 else None
 
     @property
@@ -98,16 +94,6 @@ class NbdNode(Leaf):
 
     def _can(self, flag: ExportFlag) -> bool:
         return flag in self.export.flags
-
-    def try_read(self, offset: int, length: int) -> bytes | None:
-        """Nothing is here without waiting."""
-        return None
-
-    async def read(self, offset: int, length: int) -> bytes:
-        """Read bytes; see `Node.read`."""
-        buffer = bytearray(length)
-        await self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Node.read_into`."""
@@ -223,15 +209,7 @@ class NbdNode(Leaf):
             lambda at, count: self._request(Request(command, offset + at, count, flags)),
         )
 
-    async def flush(self) -> None:
-        """Have the server bring everything to stable storage; see `Node.flush`."""
-        if self.read_only:
-            self._flusher.check_healthy()
-        elif not self.cache.no_flush:
-            await self._flusher.flush()
-
-    async def _flush_once(self) -> None:
-        self._dirty = False
+    async def _flush_server(self) -> None:
         if self._can(ExportFlag.SEND_FLUSH):
             await self._request(Request(Command.FLUSH))
 
@@ -270,10 +248,6 @@ class NbdNode(Leaf):
             if start <= offset < end and start % self.alignment:
                 raise PeerError(f"a block status ends within a block, at {start:#x}", filename=self.filename)
 
-    async def allocated_bytes(self) -> int | None:
-        """Say nothing: a server does not tell."""
-        return None
-
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
     ) -> None:
@@ -296,21 +270,8 @@ class NbdNode(Leaf):
             require_writable_export(self.export, self.filename)
         self.read_only = read_only
 
-    def info(self) -> Mapping[str, Any]:
-        """Nothing is special to an export."""
-        return {}
-
-    async def close(self) -> None:
-        """Have the server make everything stable, then say goodbye. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if self._dirty and not self._flusher.failed:
-                await self.flush()
-            await self._flusher.drain()
-        finally:
-            await self._pool.close()
+    async def _leave(self) -> None:
+        await self._pool.close()
 
     def _check_reach(self, offset: int, length: int) -> None:
         if offset + length > self._size:

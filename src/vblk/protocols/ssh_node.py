@@ -15,20 +15,20 @@ Source: draft-ietf-secsh-filexfer-02; PROTOCOL of OpenSSH for its extensions.
 
 import errno
 import stat
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any, ClassVar, Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 import asyncssh
 
 from vblk.errors import BlockError, NoSpace, OutOfRange, PeerError, StorageError, Unsupported
 from vblk.extent import Kind
-from vblk.graph.node import Buffer, Leaf, Preallocation, Span
+from vblk.graph.node import Buffer, Preallocation, Span
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode
+from vblk.protocols.remote_leaf import RemoteLeaf
 from vblk.protocols.ssh import Options
 from vblk.protocols.ssh_connection import Session, connect
 from vblk.runtime.fan_out import in_pieces
-from vblk.runtime.flush_sequencer import FlushSequencer
 from vblk.units import KIB, MIB, OFFSET_MAX
 
 PAYLOAD_MAX: Final = MIB
@@ -50,7 +50,7 @@ FAILURES: Final = (asyncssh.Error, OSError, ValueError)
 T = TypeVar("T")
 
 
-class SshNode(Leaf):
+class SshNode(RemoteLeaf):
     """A file on an SSH server.
 
     Concurrency: belongs to one event loop's thread, with any number of requests
@@ -75,34 +75,20 @@ class SshNode(Leaf):
 
         Before it is written to, `check_flush` has to have passed.
         """
-        super().__init__(name, filename, read_only=read_only)
-        self.cache = cache
+        super().__init__(name, filename, read_only=read_only, cache=cache)
         self._options = options
         self._session = session
         self._file = file
         self._size = self._reach = size
         self._durable = False
-        self._closed = False
-        self._dirty = False
         limits = session.files.limits
         self._read_max = min(PAYLOAD_MAX, limits.max_read_len or PAYLOAD_SAFE)
         self._write_max = min(PAYLOAD_MAX, limits.max_write_len or PAYLOAD_SAFE)
-        self._flusher = FlushSequencer(self._flush_once, filename=filename)
 
     @property
     def size(self) -> int:
         """The length in bytes."""
         return self._size
-
-    def try_read(self, offset: int, length: int) -> bytes | None:
-        """Nothing is here without waiting."""
-        return None
-
-    async def read(self, offset: int, length: int) -> bytes:
-        """Read bytes; see `Node.read`."""
-        buffer = bytearray(length)
-        await self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer; see `Node.read_into`. What lies past the end is zeros."""
@@ -184,15 +170,7 @@ class SshNode(Leaf):
         self.require_writable()
         self._flusher.check_healthy()
 
-    async def flush(self) -> None:
-        """Have the server bring everything to stable storage; see `Node.flush`."""
-        if self.read_only:
-            self._flusher.check_healthy()
-        elif not self.cache.no_flush:
-            await self._flusher.flush()
-
-    async def _flush_once(self) -> None:
-        self._dirty = False
+    async def _flush_server(self) -> None:
         if self._durable:
             await self._call("flush", None, self._file.fsync())
 
@@ -206,10 +184,6 @@ class SshNode(Leaf):
         if inside < length:
             spans.append(Span(Kind.ZERO, offset + inside, length - inside, self, offset + inside))
         return spans
-
-    async def allocated_bytes(self) -> int | None:
-        """Say nothing: a server does not tell."""
-        return None
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
@@ -263,19 +237,8 @@ class SshNode(Leaf):
                     filename=self.filename,
                 ) from None
 
-    def info(self) -> Mapping[str, Any]:
-        """Nothing is special to a file elsewhere."""
-        return {}
-
-    async def close(self) -> None:
-        """Have the server make everything stable, then say goodbye. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+    async def _leave(self) -> None:
         try:
-            if self._dirty and not self._flusher.failed:
-                await self.flush()
-            await self._flusher.drain()
             with suppress(*FAILURES):
                 await self._file.close()
         finally:
