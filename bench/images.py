@@ -7,6 +7,7 @@ them on. It must not know what is done with them.
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import random
 import subprocess
@@ -73,6 +74,19 @@ def warm(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def copy_by_pages(source: Path, target: Path) -> None:
+    """Copy a file in writes of one page each, as a guest makes its disk, and bring it to the medium.
+
+    In the large pieces that copying a whole file leaves in the page cache the kernel
+    takes several times as long for each later 4 KiB, whoever writes.
+    """
+    with source.open("rb", buffering=0) as read, target.open("wb", buffering=0) as written:
+        while data := memoryview(read.read(MIB)):
+            for offset in range(0, len(data), mmap.PAGESIZE):
+                written.write(data[offset : offset + mmap.PAGESIZE])
+        os.fsync(written.fileno())
 
 
 def digest(path: Path) -> str:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
-from bench.images import make_vhdx, warm
+from bench.images import copy_by_pages, make_vhdx, warm
 from bench.measure import NotMeasured, Result, Seconds, WrongResult, compare, program, run, take_turns
 from bench.settings import VBLK, Settings
 from tests.support.nbd import Server
@@ -79,7 +79,7 @@ def _make_full(path: Path, size: int) -> Path:
 def _servers(
     settings: Settings, form: str, image: Path, *, writable: bool = False
 ) -> Generator[dict[str, Server]]:
-    """Start every server that can show an image; each writes to a copy of its own."""
+    """Start every server that can show an image; each writes to a copy of its own, made page by page."""
     commands: dict[str, list[str]] = {
         OURS: [str(VBLK), "nbd", "-t", "-e", "64", "-f", form],
         QEMU: ["qemu-nbd", "-t", "-e", "64", "-f", form],
@@ -92,7 +92,7 @@ def _servers(
             place = image
             if writable:
                 place = settings.folder / f"{name}.{form}"
-                run(["cp", "--reflink=never", image, place])
+                copy_by_pages(image, place)
                 running.callback(place.unlink)
             words = command if writable else [*command, "-r"]
             words += ["file", str(place)] if name == NBDKIT else [str(place)]
