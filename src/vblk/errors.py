@@ -228,3 +228,10 @@ class JobError(BlockError):
     """A job cannot do what it was asked, or not now."""
 
     default_errno = errno.EINVAL
+
+
+class CopyDiffers(BlockError):
+    """A copy is not what it was made from: `offset` is where the first difference that was met begins."""
+
+    def __init__(self, filename: str, offset: int) -> None:
+        super().__init__("the copy differs from its source", filename=filename, offset=offset)

@@ -40,7 +40,22 @@ def hidden_in(folder: Path) -> list[str]:
 
 
 def words_for(form: str, source: Path, target: Path) -> list[str | Path]:
-    return ["convert", "-q", "--resume", "-m", "2", "-S", "4k", "-f", "raw", "-O", form, source, target]
+    return [
+        "convert",
+        "-q",
+        "--resume",
+        "--verify",
+        "-m",
+        "2",
+        "-S",
+        "4k",
+        "-f",
+        "raw",
+        "-O",
+        form,
+        source,
+        target,
+    ]
 
 
 def shows(form: str, target: Path, source: Path) -> bool:

@@ -31,11 +31,11 @@ from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.filling import filled
 from vblk.graph.following import follow
 from vblk.graph.node import Node
-from vblk.graph.plane import Mover
 from vblk.graph.recording import put_bitmap
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.graph.zero_detection import set_detection
+from vblk.jobs.mirror_plan import Plan
 from vblk.jobs.mirror_target import MirrorTarget
 from vblk.jobs.write_blocking import WriteBlocking
 from vblk.opening import open_node
@@ -447,10 +447,10 @@ class _Nobody:
 
 def _follow(node: Node) -> None:
     """Let a disk in memory follow a node, as the target of a mirror does."""
-    bitmap, virgin = (DirtyBitmap(name, node.size, 512) for name in ("marks", "virgin"))
+    bitmap = DirtyBitmap("marks", node.size, 512)
     put_bitmap(node, bitmap)
     memory = MemoryNode("target", size=node.size)
-    target = MirrorTarget(memory, Mover(ThreadEngine()), virgin, unmap=True, buffer=64 * KIB)
+    target = MirrorTarget(ThreadEngine(), memory, node.size, 512, Plan(buffer=64 * KIB))
     follow(node, WriteBlocking(_Nobody(), node, target, bitmap, RangeLock()))
 
 

@@ -1,4 +1,4 @@
-"""`vblk bitmap`: change the dirty bitmaps that an image keeps.
+"""`vblk bitmap`: change the dirty bitmaps that an image, or a file beside it, keeps.
 
 Owns: the operations in the order in which they are given, and QEMU's sentences for
 one that cannot be. What was done before it stays.
@@ -144,5 +144,7 @@ VERB = BitmapVerb(
         *image_options(),
     ],
     operands="FILENAME BITMAP",
-    help="Change the dirty bitmaps of a qcow2 image, by one or more operations in the order given.",
+    help="Change the dirty bitmaps that are kept of an image's disk, by one or more operations in the order "
+    "given. A qcow2 image keeps them itself; of raw and VHDX images a file beside them does, "
+    ".NAME.vblk-bitmaps.",
 )

@@ -30,6 +30,7 @@ class Arguments(ImageArguments):
     force: bool
     target_cache: str
     rate: int | None
+    verify: bool
     quiet: bool
     progress: bool
     progress_format: str | None
@@ -67,6 +68,7 @@ async def run_here(arguments: Arguments, console: Console) -> int:
                 arguments.force,
                 progress,
                 arguments.rate,
+                arguments.verify,
             )
             try:
                 members = await commit.members()
@@ -79,7 +81,7 @@ async def run_here(arguments: Arguments, console: Console) -> int:
             except OptionError as error:
                 raise Failure(error.message) from error
     if not arguments.quiet:
-        console.print("Image committed.")
+        console.print("Image committed, and verified." if arguments.verify else "Image committed.")
     return SUCCESS
 
 
@@ -108,6 +110,10 @@ VERB = Verb(
         flag("-d", "drop", help="Do not empty the image."),
         flag("--force", help="Go on although images would be lost that were made from those changed."),
         option("-r", "rate", metavar="RATE", type=SizeType("rate limit", 1), help="Bytes a second at most."),
+        flag(
+            "--verify",
+            help="Compare what was written with what it was made from, before anything is emptied or let go.",
+        ),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
         progress_option(),

@@ -41,6 +41,7 @@ def run_live(arguments: Arguments, console: Console) -> int:
             top_node=arguments.top,
             base_node=arguments.base,
             speed=arguments.rate,
+            verify=arguments.verify or None,
         )
         with shown_progress(
             console,
@@ -55,5 +56,5 @@ def run_live(arguments: Arguments, console: Console) -> int:
             if progress is not None:
                 progress.finish()
     if not arguments.quiet:
-        console.print("Image committed.")
+        console.print("Image committed, and verified." if arguments.verify else "Image committed.")
     return SUCCESS

@@ -6,30 +6,40 @@ sense, and where the result is kept until it is whole. The copying is
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.copy_target import TargetArguments, check_target, open_existing, target_options, wanted_image
+from vblk.cli.copy_target import (
+    TargetArguments,
+    check_target,
+    open_existing,
+    target_options,
+    verify_option,
+    wanted_image,
+)
 from vblk.cli.creation import Request, options_help, read_options, target_of
 from vblk.cli.failure import SUCCESS, Failure, sentence
 from vblk.cli.images import image_graph, image_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
 from vblk.cli.values import NumberType, SizeType
-from vblk.errors import BlockError
+from vblk.errors import BlockError, CopyDiffers
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
 from vblk.jobs.copy import CopyJob, CopyPlan, Loss, Source, concatenated
+from vblk.jobs.progress import Progress
 from vblk.jobs.target import Made, Target, new_image
+from vblk.opening import open_image
 from vblk.units import MIB
 
 if TYPE_CHECKING:
     from vblk.jobs.resumption import Journal
+    from vblk.jobs.verify import Checker
 
 SPARSE_MOST = 16 * MIB
 SECTOR = 512
@@ -50,6 +60,7 @@ class Arguments(TargetArguments):
     snapshot: str | None
     rate: int | None
     resume: bool
+    verify: bool
     quiet: bool
     progress: bool
     progress_format: str | None
@@ -126,6 +137,8 @@ def _check_combinations(arguments: Arguments) -> None:
         raise Failure("--resume is for a new image, which -n does not make")
     if arguments.resume and arguments.salvage:
         raise Failure("--resume and --salvage do not go together: what is lost is to be told in one go")
+    if arguments.verify and arguments.salvage:
+        raise Failure("--verify and --salvage do not go together: what cannot be read cannot be compared")
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
         raise Failure("Use of --skip-broken-bitmaps requires --bitmaps")
     if arguments.compress:
@@ -174,13 +187,15 @@ class _Conversion:
             goal = target_of(self.target)
             with self._journal_of(goal, backing) as journal:
                 if journal is not None and journal.is_whole:
+                    opened = True
+                    await self._verify_whole(goal)
                     return
                 async with new_image(self.graph, goal, image, cache=self._cache, journal=journal) as made:
                     opened = True
                     await self._copy(made, journal, differences=creation.backing_file is not None)
         except BlockError as error:
             if opened:
-                if self.arguments.resume:
+                if self.arguments.resume and not isinstance(error, CopyDiffers):
                     self.console.message("what was copied is kept: the same command goes on from there")
                 raise
             raise Failure(f"{self._trouble}: {_without(self.target, error)}") from error
@@ -212,18 +227,14 @@ class _Conversion:
 
     async def _copy(self, made: Made, journal: "Journal | None", *, differences: bool) -> None:
         arguments, target = self.arguments, made.handle
-        with shown_progress(
-            self.console,
-            wanted=arguments.progress,
-            form=arguments.progress_format,
-            quiet=arguments.quiet,
-            what="convert",
-        ) as progress:
+        mover = Mover(self.graph.engine)
+        checker = self._checker(target, mover) if arguments.verify else None
+        with self._shown("convert") as progress:
             job = CopyJob(
                 concatenated(self.sources, 0 if journal is None else journal.done),
                 target,
                 arguments.plan(target_is_zero=made.is_zero, differences=differences),
-                Mover(self.graph.engine),
+                mover,
                 clock=LoopClock(),
                 progress=progress,
                 salvaged=None if arguments.quiet else self._salvaged,
@@ -237,6 +248,40 @@ class _Conversion:
                     await job.run()
             if self._cache != "unsafe":
                 await target.flush()
+        if checker is not None:
+            await self._verify(checker)
+
+    def _shown(self, what: str) -> AbstractContextManager[Progress | None]:
+        arguments = self.arguments
+        return shown_progress(
+            self.console,
+            wanted=arguments.progress,
+            form=arguments.progress_format,
+            quiet=arguments.quiet,
+            what=what,
+        )
+
+    def _checker(self, target: Handle, mover: Mover) -> "Checker":
+        from vblk.jobs.verify import Checker
+
+        return Checker(target.node, mover, self._size)
+
+    async def _verify(self, checker: "Checker") -> None:
+        """Compare the target with the sources."""
+        from vblk.jobs.verify import check_copy
+
+        with self._shown("verify") as progress:
+            await check_copy(checker, concatenated(self.sources), progress)
+        if not self.arguments.quiet:
+            self.console.print(checker.summary())
+
+    async def _verify_whole(self, goal: Target) -> None:
+        """Compare a target that an earlier run has finished."""
+        if self.arguments.verify:
+            whole = await open_image(
+                self.graph, goal, format=self.arguments.form, rules=self.arguments.rules()
+            )
+            await self._verify(self._checker(whole, Mover(self.graph.engine)))
 
     def _salvaged(self, what: Loss, _: Source, offset: int, length: int, error: BlockError) -> None:
         if what is Loss.DAMAGED:
@@ -291,6 +336,7 @@ VERB = Verb(
             "kill or a crash the same command copies the rest. The target is then written as with -t "
             "writeback; sources have to be local files, which must not have changed.",
         ),
+        verify_option(),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
         progress_option(),

@@ -68,6 +68,16 @@ def target_options() -> list[click.Option]:
     ]
 
 
+def verify_option() -> click.Option:
+    """Declare `--verify`."""
+    return flag(
+        "--verify",
+        help="Compare the copy with its source at the end, and say how much was compared. What passed "
+        "through memory was hashed on its way, and is read from the copy alone; of what the kernel "
+        "copied both sides are read.",
+    )
+
+
 def check_target(arguments: TargetArguments) -> None:
     """Refuse options that make no sense together.
 

@@ -29,6 +29,8 @@ class Watch:
         """
         self.id = id
         self.connection = Connection(socket, self._note)
+        self.seen: Job = {}
+        """What was told of it last."""
         self._outcome: dict[str, Any] | None = None
 
     @contextmanager
@@ -65,7 +67,9 @@ class Watch:
         return job is not None
 
     def _find(self) -> Job | None:
-        return next((job for job in jobs_of(self.connection) if job["id"] == self.id), None)
+        job = next((job for job in jobs_of(self.connection) if job["id"] == self.id), None)
+        self.seen = job or self.seen
+        return job
 
     def _require_success(self) -> None:
         outcome = self._outcome

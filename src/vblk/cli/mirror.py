@@ -14,12 +14,20 @@ from typing import Any
 from vblk.aio.clock import LoopClock
 from vblk.cli.command import Verb, flag, option
 from vblk.cli.console import Console
-from vblk.cli.copy_target import TargetArguments, check_target, opened_target, target_options, wanted_image
+from vblk.cli.copy_target import (
+    TargetArguments,
+    check_target,
+    opened_target,
+    target_options,
+    verify_option,
+    wanted_image,
+)
 from vblk.cli.creation import options_help, read_options
 from vblk.cli.failure import SUCCESS, Failure, refuse
 from vblk.cli.images import image_graph, image_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.values import SecondsType, SizeType, WordType
+from vblk.errors import CopyDiffers
 from vblk.graph.edge import IDLE, SHARED_BY_WRITER, WRITING
 from vblk.graph.edges import Rewiring
 from vblk.graph.handle import Handle
@@ -29,6 +37,7 @@ from vblk.jobs.mirror import MirrorJob
 from vblk.jobs.mirror_plan import Plan, Sync
 from vblk.jobs.progress import Progress
 from vblk.jobs.states import Status
+from vblk.options import format_size
 
 LOOK_SECONDS = 0.1
 """The progress is looked at so often."""
@@ -46,6 +55,7 @@ class Arguments(TargetArguments):
     copy_mode: str | None
     converge: float | None
     pivot: bool
+    verify: bool
     quiet: bool
     progress: bool
     progress_format: str | None
@@ -55,6 +65,11 @@ class Arguments(TargetArguments):
         return shown_progress(
             console, wanted=self.progress, form=self.progress_format, quiet=self.quiet, what="mirror"
         )
+
+    def tell_verified(self, console: Console, verified: int | None) -> None:
+        """Say how much was compared, if anything was."""
+        if verified is not None and not self.quiet:
+            console.print(f"verified {format_size(verified)}")
 
     def two_operands(self) -> tuple[str, str]:
         """Return source and target.
@@ -93,16 +108,19 @@ async def run_here(arguments: Arguments, console: Console) -> int:
                 granularity=arguments.granularity,
                 target_is_zero=goal.is_zero,
                 target_may_be_larger=True,
+                verify=arguments.verify,
             )
             graph.rewire(Rewiring(access={goal.handle.edge: IDLE}))  # the job writes, not we
             with arguments.shown(console) as progress:
-                await _mirror(graph, disk, goal.handle, plan, arguments.rate, progress)
+                verified = await _mirror(graph, disk, goal.handle, plan, arguments.rate, progress)
+    arguments.tell_verified(console, verified)
     return SUCCESS
 
 
 async def _mirror(
     graph: Graph, disk: Handle, goal: Handle, plan: Plan, rate: int, progress: Progress | None
-) -> None:
+) -> int | None:
+    """Mirror a disk that nobody uses; return how many bytes were compared, if that was wanted."""
     clock = LoopClock()
     news = asyncio.Event()
     job = MirrorJob(
@@ -130,10 +148,13 @@ async def _mirror(
         job.give_up()
         await job.ended()
         raise
+    if isinstance(job.cause, CopyDiffers):
+        raise job.cause
     if job.error is not None:
         raise Failure(job.error)
     if progress is not None:
         progress.finish()
+    return job.query_progress().get("verified-bytes")
 
 
 def run(arguments: Arguments, console: Console) -> Coroutine[Any, Any, int] | int:
@@ -190,6 +211,7 @@ VERB = Verb(
             help="There: after so long its users wait while the rest is copied.",
         ),
         flag("--pivot", help="There: lead the disk's users to the target when it is ready."),
+        verify_option(),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
         progress_option(),

@@ -41,11 +41,13 @@ def run_there(arguments: Arguments, console: Console) -> int:
         _start(watch, arguments, source, target)
         with arguments.shown(console) as progress:
             watch.until("ready", progress)
+            verified = watch.seen.get("verified-bytes")
             if progress is not None:
                 progress.finish()
         if arguments.pivot:
             watch.connection.call("block-job-complete", device=watch.id)
             watch.until("null", None)
+    arguments.tell_verified(console, verified)
     return SUCCESS
 
 
@@ -61,6 +63,7 @@ def _start(watch: Watch, arguments: Arguments, source: str, target: str) -> None
         "granularity": arguments.granularity or None,
         "copy_mode": arguments.copy_mode,
         "converge": arguments.converge,
+        "verify": arguments.verify or None,
     }
     if target in nodes:
         if arguments.output_format is not None or arguments.skip_create:

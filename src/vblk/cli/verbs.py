@@ -61,7 +61,7 @@ VERBS: Final[dict[str, Entry]] = {
         "Copy one or more images into another format.",
         "[--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-p] [-q] [-n] [-f fmt] "
         "[-t cache] [-T src_cache] [-O output_fmt] [-o options] [-S sparse_size] [-r rate_limit] "
-        "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
+        "[-m num_coroutines] [-W] [--salvage] [--verify] filename [filename2 [...]] output_filename",
     ),
     "create": Entry("create", "Make a new image.", "[-q] [-f fmt] [-o options] filename [size]"),
     "daemon": Entry(
@@ -106,7 +106,8 @@ VERBS: Final[dict[str, Entry]] = {
         "mirror",
         "Copy a disk by the mirror job, here or in a daemon whose disk is in use.",
         "[-O output_fmt] [-o options] [-n] [-t cache] [--sync mode] [-r rate_limit] [--granularity size] "
-        "[-p] [-q] [--daemon socket [--job-id id] [--copy-mode mode] [--converge seconds] [--pivot]] "
+        "[--verify] [-p] [-q] "
+        "[--daemon socket [--job-id id] [--copy-mode mode] [--converge seconds] [--pivot]] "
         f"{COMMON} source target",
     ),
     "mount": Entry(

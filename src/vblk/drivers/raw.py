@@ -6,16 +6,18 @@ probed raw image into another format by writing a header to its first sector.
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vblk.drivers.bitmaps_beside import BitmapsBeside
 from vblk.errors import CorruptImage, OptionError, OutOfRange, Reason, StorageError, Unsupported
 from vblk.extent import Extent, Kind, Missing
 from vblk.formats.probe import probe
 from vblk.graph.edge import Edge, Role
-from vblk.graph.mapper import INLINE_MAX, Mapper
+from vblk.graph.mapper import INLINE_MAX
 from vblk.graph.node import Buffer, Node, Preallocation, Span
 from vblk.graph.site import Site
 from vblk.options import Size, bind, check_children
@@ -36,7 +38,7 @@ class Options:
     size: Size | None = None
 
 
-class RawNode(Mapper):
+class RawNode(BitmapsBeside):
     """A node whose guest offsets are its file's offsets, less the window's start.
 
     With its file it does what its own users do with it, as a filter does: nothing without them.
@@ -200,17 +202,34 @@ class RawNode(Mapper):
 
     async def reopen(self, *, read_only: bool) -> None:
         """Take on the new access; the file follows by itself."""
+        if read_only == self.read_only:
+            return
+        if read_only:
+            await self._file.flush()
+            await self._end_bitmaps()
         self.read_only = read_only
+        if not read_only:
+            await self._resume_bitmaps()
+
+    def identity(self, status: os.stat_result) -> str:
+        """Return what tells another file, or one that was written to since."""
+        return f"inode {status.st_ino}, {status.st_size} bytes, modified {status.st_mtime_ns}"
+
+    @property
+    def has_bitmaps_beside(self) -> bool:
+        """Whether the window is the whole file."""
+        return not self._offset and self._limit is None
 
     def info(self) -> Mapping[str, Any]:
-        """Nothing is special to raw."""
-        return {}
+        """Nothing is special to raw but what is kept beside it."""
+        return self._kept_bitmaps()
 
     async def close(self) -> None:
-        """Flush what was written. Idempotent."""
+        """Flush what was written, and store the bitmaps. Idempotent."""
         if not self._closed and not self.read_only:
             self._closed = True
             await self._file.flush()
+            await self._end_bitmaps()
 
     @asynccontextmanager
     async def _kept_raw(self, offset: int, data: Buffer) -> AsyncGenerator[None, None]:
@@ -248,4 +267,5 @@ async def open_node(site: Site) -> RawNode:
         site.name, site.filename, read_only=site.read_only, file=file, options=options, probed=site.probed
     )
     await site.take(node, file, role=Role.FILTERED)
+    await node.begin_bitmaps(site.graph.engine)
     return node

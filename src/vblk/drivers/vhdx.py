@@ -10,10 +10,12 @@ the replayed log before anyone looks at it. A log is replayed in place only afte
 everything was found sound through that overlay.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vblk.drivers.bitmaps_beside import BitmapsBeside
 from vblk.drivers.plan_node import PlanNode
 from vblk.errors import OptionError
 from vblk.extent import Extent, Missing
@@ -68,7 +70,7 @@ class Options:
     unfinished: bool = False
 
 
-class VhdxNode(PlanNode["VhdxWriter"]):
+class VhdxNode(PlanNode["VhdxWriter"], BitmapsBeside):
     """A VHDX image."""
 
     driver = "vhdx"
@@ -189,7 +191,29 @@ class VhdxNode(PlanNode["VhdxWriter"]):
 
     def info(self) -> Mapping[str, Any]:
         """Return what `vblk info` shows under "Format specific information"."""
-        return self.image.describe()
+        return self.image.describe() | self._kept_bitmaps()
+
+    def identity(self, status: os.stat_result) -> str:
+        """Return what every writer changes before it changes the disk."""
+        return f"data write GUID {self.image.data_write_guid}"
+
+    async def reopen(self, *, read_only: bool) -> None:
+        """Change between reading only and writing: bitmaps are stored after that, or flagged before."""
+        if read_only == self.read_only:
+            return
+        await super().reopen(read_only=read_only)
+        await (self._end_bitmaps() if read_only else self._resume_bitmaps())
+
+    async def close(self) -> None:
+        """End writing, store the bitmaps, and forget the pages.
+
+        Raises:
+            NodeFailed: Writing had failed; the bitmaps stay flagged.
+        """
+        has_written = self._writer is not None
+        await super().close()
+        if has_written:
+            await self._end_bitmaps()
 
     async def make_empty(self) -> None:
         """Let everything be the parent's again; see `Mapper.make_empty`."""
@@ -287,6 +311,7 @@ async def open_node(site: Site) -> VhdxNode:
     if not site.read_only:  # nothing is changed before all parents were found
         node.adopt(await replayed(file, image, unfinished=options.unfinished))
         await node.start_writing()
+    await node.begin_bitmaps(site.graph.engine)
     return node
 
 

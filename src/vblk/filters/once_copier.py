@@ -65,7 +65,7 @@ class OnceCopier:
         self.copied = 0
         self.progressed: Callable[[], None] | None = None
         """Called when something was copied."""
-        self._mover = Mover(engine)
+        self.mover = Mover(engine)
 
     def only(self, bitmap: DirtyBitmap) -> None:
         """Copy no more than what a bitmap marks; nothing was copied yet.
@@ -121,11 +121,12 @@ class OnceCopier:
         if (
             span.kind is Kind.DATA
             and self.in_kernel
+            and self.mover.digests is None
             and has_descriptor(span.leaf)
             and reaches_kernel(self.target)
         ):
             try:
-                await self._mover.move(span, self.target, span.guest_offset)
+                await self.mover.move(span, self.target, span.guest_offset)
             except BlockError as error:
                 # Both sides are in one call, so the file says whose failure it was.
                 reading = error.filename in {node.filename for node in reachable(self.source)}
@@ -137,6 +138,8 @@ class OnceCopier:
             await self._copy_by_memory(at, min(step, end - at), is_zero=span.kind is Kind.ZERO)
 
     async def _copy_by_memory(self, offset: int, length: int, *, is_zero: bool) -> None:
+        if is_zero and self.mover.digests is not None:
+            self.mover.digests.note_zeros(offset, length)
         if is_zero and self.target_is_zero:
             return
         data = b""
@@ -145,6 +148,7 @@ class OnceCopier:
                 data = await self.source.read(offset, length)
             except BlockError as error:
                 raise CopyFailed(error, reading=True) from error
+            await self.mover.saw(offset, data)
         try:
             if is_zero:
                 await self.target.write_zeroes(offset, length, unmap=True)

@@ -16,7 +16,7 @@ import os
 import struct
 
 from vblk.errors import NoSpace, StorageError
-from vblk.graph.sparse_copy import copy_without_zeros
+from vblk.graph.sparse_copy import Saw, copy_without_zeros
 from vblk.units import MIB, align_down
 
 _FICLONERANGE = 0x4020940D
@@ -69,14 +69,21 @@ class KernelCopier:
         return self._can_reflink or self._can_copy or self._can_send
 
     def copy(
-        self, source_offset: int, target_offset: int, length: int, *, zero_unit: int = 0
+        self,
+        source_offset: int,
+        target_offset: int,
+        length: int,
+        *,
+        zero_unit: int = 0,
+        saw: Saw = lambda at, data: None,
     ) -> tuple[Means, int]:
         """Copy up to `length` bytes; return the means and how many went.
 
         With `zero_unit` the target reads as zeros, and what cannot be shared is
-        looked through for runs of that many zero bytes, which are left out.
-        (NONE, 0) says: this range has to pass memory. The source ends where it
-        ends: a shorter count at its end is not an error here.
+        looked through for runs of that many zero bytes, which are left out; `saw`
+        is told of all of that, by where it is in the range. (NONE, 0) says: this
+        range has to pass memory. The source ends where it ends: a shorter count at
+        its end is not an error here.
 
         Raises:
             NoSpace: The target's file system is full.
@@ -88,7 +95,7 @@ class KernelCopier:
         length = min(length, self._piece_max)
         if zero_unit:
             looked_through = copy_without_zeros(
-                self._source, self._target, source_offset, target_offset, length, unit=zero_unit
+                self._source, self._target, source_offset, target_offset, length, unit=zero_unit, saw=saw
             )
             return (Means.LOOKED_THROUGH if looked_through else Means.NONE), looked_through
         if self._can_copy:

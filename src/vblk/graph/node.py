@@ -357,3 +357,17 @@ def coalesce(spans: Sequence[Span]) -> list[Span]:
             )
         )
     return joined
+
+
+def cut(span: Span, start: int, length: int) -> Span:
+    """Return the part of a span that begins `start` bytes into it."""
+    assert 0 <= start < start + length <= span.length
+    return Span(
+        span.kind,
+        span.guest_offset + start,
+        length,
+        span.leaf,
+        span.leaf_offset + start,
+        span.depth,
+        span.present,
+    )

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from vblk.aio.engine import Engine, storage_error
 from vblk.errors import BlockError
 from vblk.extent import Kind
+from vblk.graph.digests import Digests
 from vblk.graph.kernel_copy import KernelCopier, Means
-from vblk.graph.node import Buffer, Leaf, Node, Span, coalesce
+from vblk.graph.node import Buffer, Leaf, Node, Span, coalesce, cut
 from vblk.graph.sparse_copy import units_with_data
 from vblk.runtime.fan_out import fan_out
 from vblk.units import KIB, MIB
@@ -118,13 +119,15 @@ class Receiver(Protocol):
 class Mover:
     """Moves spans of one graph to nodes of the same or another graph.
 
-    `moved` tells afterwards which means carried how many bytes. Concurrency:
+    `moved` tells afterwards which means carried how many bytes. `digests`, if there
+    are any, are told what passes through memory. Concurrency:
     any number of `move` calls may run side by side on ranges that do not
     overlap in the target.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.digests: Digests | None = None
+        self.engine = engine
         self._copiers: dict[tuple[int, int], KernelCopier] = {}
         self.moved = Moved()
 
@@ -159,9 +162,13 @@ class Mover:
             for place in places:
                 assert place.leaf is not None
                 start = source.leaf_offset + place.guest_offset - target_offset
-                await self._move_piece(
-                    source.leaf, start, place.leaf, place.leaf_offset, place.length, zero_unit
-                )
+                await self._move_piece(source.leaf, start, place, zero_unit)
+
+    async def saw(self, offset: int, data: Buffer) -> None:
+        """Note, where that is wanted, what is copied to `offset` of the target."""
+        digests = self.digests
+        if digests is not None:
+            await self.engine.run(lambda: digests.note(offset, data))
 
     async def bring(self, span: Span, target: Receiver) -> None:
         """Let the same range of a target read as a span does.
@@ -178,6 +185,7 @@ class Mover:
             for done in range(0, span.length, BUFFER_MAX):
                 buffer = bytearray(min(BUFFER_MAX, span.length - done))
                 await span.leaf.read_encoded(span.leaf_offset + done, memoryview(buffer))
+                await self.saw(offset + done, buffer)
                 await target.write(offset + done, buffer)
 
     async def worth_space(self, source: Span, target: Node, target_offset: int) -> list[tuple[int, int]]:
@@ -191,7 +199,7 @@ class Mover:
         if not unit or descriptor is None:
             return [(0, source.length)]
         try:
-            return await self._engine.run(
+            return await self.engine.run(
                 lambda: units_with_data(
                     descriptor, source.leaf_offset, source.length, unit=unit, phase=target_offset % unit
                 )
@@ -201,67 +209,52 @@ class Mover:
             error.filename = error.filename or source.leaf.filename
             raise
 
-    async def _move_piece(
-        self,
-        source: Node,
-        source_offset: int,
-        target: Node,
-        target_offset: int,
-        length: int,
-        zero_unit: int,
-    ) -> None:
-        done = await self._move_by_descriptors(
-            source, source_offset, target, target_offset, length, zero_unit
-        )
-        while done < length:
-            piece = min(BUFFER_MAX, length - done)
+    async def _move_piece(self, source: Node, source_offset: int, place: Span, zero_unit: int) -> None:
+        done = await self._move_by_descriptors(source, source_offset, place, zero_unit)
+        while done < place.length:
+            assert place.leaf is not None
+            piece = min(BUFFER_MAX, place.length - done)
             data = await source.read(source_offset + done, piece)
-            await target.write(target_offset + done, data)
+            await self.saw(place.guest_offset + done, data)
+            await place.leaf.write(place.leaf_offset + done, data)
             self.moved.add(Means.MEMORY, piece)
             done += piece
 
     async def _move_by_descriptors(
-        self,
-        source: Node,
-        source_offset: int,
-        target: Node,
-        target_offset: int,
-        length: int,
-        zero_unit: int,
+        self, source: Node, source_offset: int, place: Span, zero_unit: int
     ) -> int:
         """Move bytes between descriptors, as far as that goes; return how many went."""
-        copier = self._copier(source, target)
+        assert place.leaf is not None
+        copier = self._copier(source, place.leaf)
         if copier is None:
             return 0
-        assert isinstance(target, Leaf)
         done = 0
-        while done < length and copier.usable:
-            count = await self._copy_once(
-                copier, source_offset + done, target, target_offset + done, length - done, zero_unit
-            )
+        while done < place.length and copier.usable:
+            rest = cut(place, done, place.length - done)
+            count = await self._copy_once(copier, source_offset + done, rest, zero_unit)
             if not count:
                 break
             done += count
         return done
 
-    async def _copy_once(
-        self,
-        copier: KernelCopier,
-        source_offset: int,
-        target: Leaf,
-        target_offset: int,
-        length: int,
-        zero_unit: int,
-    ) -> int:
+    async def _copy_once(self, copier: KernelCopier, source_offset: int, place: Span, zero_unit: int) -> int:
         """Let the kernel copy one piece, and note what arrived even if nobody waits for it any more."""
+        target, digests = place.leaf, self.digests
+        assert isinstance(target, Leaf)
         means, count = Means.NONE, 0
+
+        def saw(at: int, data: memoryview) -> None:
+            if digests is not None:
+                digests.note(place.guest_offset + at, data)
 
         def copy() -> None:
             nonlocal means, count
-            means, count = copier.copy(source_offset, target_offset, length, zero_unit=zero_unit)
+            means, count = copier.copy(
+                source_offset, place.leaf_offset, place.length, zero_unit=zero_unit, saw=saw
+            )
 
         try:
-            await self._engine.run(copy)
+            await self.engine.run(copy)
         except OSError as error:
             raise storage_error(error, filename=target.filename, operation="copy") from error
         except BlockError as error:
@@ -269,7 +262,7 @@ class Mover:
             raise
         finally:
             if count:
-                target.written(target_offset, count)
+                target.written(place.leaf_offset, count)
                 self.moved.add(means, count)
         return count
 

@@ -8,6 +8,7 @@ glance before it, for targets that take space in large units.
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from vblk.aio.engine import storage_error
@@ -30,8 +31,19 @@ _ZEROS = bytes(BUFFER_SIZE)
 _own = threading.local()
 
 
+Saw = Callable[[int, memoryview], object]
+"""Told of bytes that pass, and where in the range they are."""
+
+
 def copy_without_zeros(
-    source: int, target: int, source_offset: int, target_offset: int, length: int, *, unit: int
+    source: int,
+    target: int,
+    source_offset: int,
+    target_offset: int,
+    length: int,
+    *,
+    unit: int,
+    saw: Saw = lambda at, data: None,
 ) -> int:
     """Copy a range, leaving out every run of whole zero units.
 
@@ -42,6 +54,7 @@ def copy_without_zeros(
         target_offset: Where it goes.
         length: Bytes.
         unit: Bytes, a divisor of `BUFFER_SIZE`; units count from `target_offset`.
+        saw: Told of all that is read, zeros as well, before it is written.
 
     Returns: how many bytes are as they should be: fewer than `length` only
         where the source ends.
@@ -60,6 +73,7 @@ def copy_without_zeros(
                 count = os.preadv(source, [view[: min(BUFFER_SIZE, length - done)]], source_offset + done)
                 if not count:
                     break
+                saw(done, view[:count])
                 runs = data_runs(buffer, count, unit)
                 reserved.look_at(done, runs == [(0, count)])
                 for start, end in runs:

@@ -16,11 +16,12 @@ import enum
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar, Final, Unpack
+from typing import Any, ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
 from vblk.filters.copy_before_write import CopyBeforeWriteNode, Options
 from vblk.filters.once_copier import CopyFailed
+from vblk.graph.digests import Seen
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import READING
 from vblk.graph.edges import Rewiring
@@ -30,6 +31,7 @@ from vblk.graph.registry import Graph
 from vblk.graph.surgery import passing
 from vblk.jobs.block_job import BlockJob, OnError
 from vblk.jobs.job import Life
+from vblk.jobs.verify import Checker
 from vblk.jobs.walk import walk
 from vblk.runtime.fan_out import fan_out
 from vblk.units import MIB, align_up
@@ -78,6 +80,8 @@ class Plan:
     """The most bytes of one copy, rounded up to whole units."""
     in_kernel: bool = True
     """Whether the kernel copies where it can."""
+    verify: bool = False
+    """Whether what was copied is compared in the end."""
 
 
 class BackupJob(BlockJob):
@@ -99,6 +103,9 @@ class BackupJob(BlockJob):
         self._copier = handle.node.copier
         self._copier.target_is_zero = plan.target_is_zero
         self._copier.in_kernel = plan.in_kernel
+        self._checker: Checker | None = None
+        if plan.verify:
+            self._checker = Checker(handle.node.target, self._copier.mover, handle.size)
         self._graph = graph
         self._handle = handle
         self._plan = plan
@@ -138,6 +145,22 @@ class BackupJob(BlockJob):
                 await self.clock.sleep(PAUSE)
         async with self._handle.traffic:
             await self._filter.target.flush()
+        if self._checker is not None:
+            await self._verify(self._checker)
+
+    async def _verify(self, checker: Checker) -> None:
+        """Compare all that was copied with what it was when it was read."""
+
+        async def check(seen: Seen) -> None:
+            await self.pause_point()
+            async with self._handle.traffic:
+                await checker.check_seen(seen)
+
+        await fan_out((check(seen) for seen in checker.digests.seen()), WORKERS)
+        if checker.verified < self._copier.copied:
+            raise JobError(
+                f"only {checker.verified} of {self._copier.copied} bytes could be verified: too scattered"
+            )
 
     async def _leave_out_what_is_below(self) -> None:
         """Copy nothing of what the top image does not hold itself.
@@ -196,11 +219,18 @@ class BackupJob(BlockJob):
         self.current = self._copier.copied
         self.total = self.current + self._copier.left
 
+    def query_progress(self) -> dict[str, Any]:
+        """Return what `query-job-progress` says, and how much was compared, where that is wanted."""
+        compared = {} if self._checker is None else {"verified-bytes": self._checker.verified}
+        return super().query_progress() | compared
+
     def hindrance(self) -> str | None:
         """Say in words what keeps the job."""
         general = super().hindrance()
         if general is None and self._plan.sync is Sync.NONE and self.at_work:
             return "it saves what its users are about to change, until it is cancelled"
+        if general is None and self._checker is not None and self.at_work and not self._copier.left:
+            return "what was copied is compared"
         return general
 
     async def commit(self) -> None:

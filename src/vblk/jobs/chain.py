@@ -34,6 +34,7 @@ from vblk.graph.node import Node, Span
 from vblk.graph.plane import Mover
 from vblk.jobs.copy import CopyJob, CopyPlan, Source
 from vblk.jobs.progress import Progress
+from vblk.jobs.verify import Checker, check_copy
 from vblk.jobs.walk import walk_by
 from vblk.units import KIB
 
@@ -202,7 +203,7 @@ class Descent(NamedTuple):
     """Data of some layers, the uppermost first, that goes into the image below them.
 
     `exact` lets the target have the top's size and whatever else describes its
-    disk; without it the target only grows.
+    disk; without it the target only grows. `verify` compares what was written.
     """
 
     images: Images
@@ -212,11 +213,13 @@ class Descent(NamedTuple):
     exact: bool
     progress: Progress | None = None
     rate: int | None = None
+    verify: bool = False
 
     async def run(self) -> None:
         """Copy everything, durably.
 
         Raises:
+            CopyDiffers: What was written is not what was read; the chain still reads as before.
             StorageError: A file failed; the chain still reads as before.
         """
         async with self.images.opened(self.target.name, read_only=False, backing=True) as target:
@@ -231,8 +234,10 @@ class Descent(NamedTuple):
         top = layers[0]
         if target.size < top.size:
             await target.resize(top.size)
+        sources = [Source(top, 0, walk=lambda offset, length: _walk_layers(layers, offset, length))]
+        checker = Checker(target.node, self.images.mover, top.size) if self.verify else None
         await CopyJob(
-            [Source(top, 0, walk=lambda offset, length: _walk_layers(layers, offset, length))],
+            sources,
             target,
             CopyPlan(out_of_order=True, rate=self.rate),
             self.images.mover,
@@ -240,6 +245,8 @@ class Descent(NamedTuple):
             progress=self.progress,
         ).run()
         await target.flush()
+        if checker is not None:
+            await check_copy(checker, sources)
         if not self.exact:
             return
         if target.size > top.size:

@@ -35,7 +35,8 @@ class Commit(NamedTuple):
 
     With `drop` the image is left as it is: it covers the same data in the
     target. With a base that is always so, for images between would be in the
-    way. `force` goes on although other images stand on what changes.
+    way. `force` goes on although other images stand on what changes. `verify`
+    compares what was written before anything is taken from the image.
     """
 
     images: Images
@@ -45,6 +46,7 @@ class Commit(NamedTuple):
     force: bool = False
     progress: Progress | None = None
     rate: int | None = None
+    verify: bool = False
 
     async def members(self) -> list[Member]:
         """Look at the chain: for `run`.
@@ -71,7 +73,14 @@ class Commit(NamedTuple):
             pass  # an image that somebody uses, or that must not be written, is refused before all
         coming = await announce(self.images, layers[-1], target) if target.identity is not None else None
         await Descent(
-            self.images, layers, target, coming, exact=False, progress=self.progress, rate=self.rate
+            self.images,
+            layers,
+            target,
+            coming,
+            exact=False,
+            progress=self.progress,
+            rate=self.rate,
+            verify=self.verify,
         ).run()
         if coming is not None:
             await self._settle(layers[-1], coming)

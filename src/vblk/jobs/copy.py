@@ -21,13 +21,13 @@ from vblk.errors import BlockError, ImageError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
 from vblk.graph.mapper import has_descriptor, reaches_kernel
-from vblk.graph.node import Span
+from vblk.graph.node import Span, cut
 from vblk.graph.plane import Mover
 from vblk.graph.sparse_copy import data_runs
 from vblk.jobs.compare import differing_runs, surely_equal
 from vblk.jobs.progress import Progress
 from vblk.jobs.rate import RateLimit
-from vblk.jobs.walk import cut, walk, walk_salvaging
+from vblk.jobs.walk import walk, walk_salvaging
 from vblk.runtime.fan_out import fan_out
 from vblk.units import GIB, KIB, MIB, align_up
 
@@ -93,6 +93,11 @@ class Source:
     def span(self) -> tuple[int, int]:
         """First byte and length in bytes."""
         return self.start, self.handle.size - self.start if self.length is None else self.length
+
+    def spans(self) -> AsyncIterator[Span]:
+        """Yield what there is to copy, in order."""
+        start, length = self.span
+        return walk(self.handle, start, length) if self.walk is None else self.walk(start, length)
 
 
 class Loss(enum.Enum):
@@ -209,12 +214,8 @@ class CopyJob:
         return span.kind is not Kind.ZERO or self._plan.sparse == 0
 
     def _walk(self, source: Source, *, counting: bool = False) -> AsyncIterator[Span]:
-        handle = source.handle
-        start, length = source.span
-        if source.walk is not None:
-            return source.walk(start, length)
-        if not self._plan.salvage:
-            return walk(handle, start, length)
+        if source.walk is not None or not self._plan.salvage:
+            return source.spans()
 
         def lost(offset: int, length: int, error: BlockError) -> None:
             damaged = isinstance(error, ImageError)
@@ -222,7 +223,7 @@ class CopyJob:
                 what = Loss.DAMAGED if damaged else Loss.STATUS
                 self._salvaged(what, source, offset, length, error)
 
-        return walk_salvaging(handle, start, length, lost)
+        return walk_salvaging(source.handle, *source.span, lost)
 
     async def _spans(self, source: Source, *, counting: bool = False) -> AsyncIterator[Span]:
         """Yield the spans of a source that the tables alone do not show to be in the target already."""
@@ -305,6 +306,7 @@ class CopyJob:
         else:
             buffer = bytearray(span.length)
             await self._read(piece.source, span, memoryview(buffer))
+            await self._mover.saw(goal, buffer)
             there = await self._target.read(goal, span.length) if self._compares else None
             async with self._turns.turn(piece.number):
                 if there is None:

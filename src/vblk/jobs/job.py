@@ -160,6 +160,8 @@ class Job(Steps, ABC):
         self.current: int = 0
         self.total: int = 0
         self.error: str | None = None
+        self.cause: BlockError | None = None
+        """What the error says in words."""
         self.cancelled = False
         self.auto_finalize = life.get("auto_finalize", True)
         self.auto_dismiss = life.get("auto_dismiss", True)
@@ -364,7 +366,7 @@ class Job(Steps, ABC):
         try:
             await step()
         except BlockError as error:
-            self.error = str(error)
+            self.error, self.cause = str(error), error
         except asyncio.CancelledError:
             self.error = CANCELLED
         except Exception as error:  # a defect must not leave a job that never ends

@@ -10,7 +10,7 @@ layer covers in the base what came from it, so that the disk reads the same thro
 """
 
 from contextlib import suppress
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from vblk.errors import BlockError
 from vblk.graph.dirty_bitmap import DirtyBitmap
@@ -22,6 +22,7 @@ from vblk.jobs.live_chain import Grip, name_backing, overlays
 from vblk.jobs.mirror import MirrorJob
 from vblk.jobs.mirror_plan import Plan
 from vblk.jobs.sweep import SweepJob
+from vblk.jobs.verify import Checker, check_all, grouped
 from vblk.jobs.walk import walk_by
 
 
@@ -33,6 +34,7 @@ class CommitJob(SweepJob):
         grip: Its hold on the chain; the job lets go of it at its end.
         on_error: What becomes of failures.
         backing_file: The base's name in the files of those who stand on it then; by default where it is.
+        verify: Whether the base is compared with what the layers hold before it takes their place.
         life: What every job has.
     """
 
@@ -45,12 +47,16 @@ class CommitJob(SweepJob):
         on_error: OnError = OnError.REPORT,
         *,
         backing_file: str | None = None,
+        verify: bool = False,
         **life: Unpack[Life],
     ) -> None:
         super().__init__(id, on_error, **life)
         self._grip = grip
         self._backing_file = backing_file
         self._mover = Mover(grip.graph.engine)
+        self._checker: Checker | None = None
+        if verify:
+            self._checker = Checker(grip.writing.node, self._mover, grip.reading.size)
 
     async def run(self) -> None:
         """Bring all data down, durably."""
@@ -62,6 +68,24 @@ class CommitJob(SweepJob):
         await self.sweep(size)
         await self._hide_behind(size)
         await base.flush()
+        if self._checker is not None:
+            await self._verify(self._checker)
+
+    async def _verify(self, checker: Checker) -> None:
+        """Compare the base with what the layers hold."""
+
+        async def check(group: list[Span]) -> None:
+            await self.pause_point()
+            async with self._grip.reading.traffic, self._grip.writing.traffic:
+                await checker.check(group)
+
+        spans = walk_by(self.look, 0, self._grip.reading.size)
+        await check_all(grouped(spans, checker.digests.unit), check)
+
+    def query_progress(self) -> dict[str, Any]:
+        """Return what `query-job-progress` says, and how much was compared, where that is wanted."""
+        compared = {} if self._checker is None else {"verified-bytes": self._checker.verified}
+        return super().query_progress() | compared
 
     async def _hide_behind(self, size: int) -> None:
         """Zero what those who are larger than the top would see of a base that is larger, too."""
@@ -115,13 +139,24 @@ class ActiveCommitJob(MirrorJob):
         id: The job's.
         grip: Its hold on the chain; the job lets go of it at its end.
         on_error: What becomes of failures.
+        verify: Whether the base is compared with what the layers hold before the job is ready.
         life: What every job has.
     """
 
     type: ClassVar[str] = "commit"
 
-    def __init__(self, id: str, grip: Grip, on_error: OnError = OnError.REPORT, **life: Unpack[Life]) -> None:
-        plan = Plan(on_source_error=on_error, on_target_error=on_error, target_may_be_larger=True)
+    def __init__(
+        self,
+        id: str,
+        grip: Grip,
+        on_error: OnError = OnError.REPORT,
+        *,
+        verify: bool = False,
+        **life: Unpack[Life],
+    ) -> None:
+        plan = Plan(
+            on_source_error=on_error, on_target_error=on_error, target_may_be_larger=True, verify=verify
+        )
         super().__init__(id, grip.graph, grip.reading, grip.writing, plan, **life)
         self._grip = grip
 
@@ -138,14 +173,14 @@ class ActiveCommitJob(MirrorJob):
 
         async def look(offset: int, length: int) -> list[Span]:
             async with self._grip.reading.traffic:
-                return await self._spans(offset, length)
+                return await self.spans(offset, length)
 
         async for span in walk_by(look, 0, self._grip.reading.size):
             await self.pause_point()
             bitmap.set(span.guest_offset, span.length)
         self._account(bitmap)
 
-    async def _spans(self, offset: int, length: int) -> list[Span]:
+    async def spans(self, offset: int, length: int) -> list[Span]:
         """Return what the layers hold of a range."""
         return await self._grip.stretch.held(offset, length)
 

@@ -16,6 +16,7 @@ from itertools import islice
 from vblk.aio.clock import Clock, LoopClock
 from vblk.aio.engine import storage_error
 from vblk.aio.file_calls import sync_folder
+from vblk.drivers.bitmaps_beside import forget_bitmaps
 from vblk.drivers.vhdx import read_up_to
 from vblk.drivers.vhdx_create import relative_path
 from vblk.drivers.vhdx_parent import local_path
@@ -182,5 +183,6 @@ def _remove(paths: Sequence[str]) -> None:
             continue
         except OSError as error:
             raise storage_error(error, filename=path, operation="delete") from error
+        forget_bitmaps(path)
     for folder in dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in paths):
         sync_folder(folder)

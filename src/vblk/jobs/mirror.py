@@ -14,7 +14,15 @@ those too.
 """
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
+from collections.abc import AsyncGenerator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from typing import Any, ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
@@ -25,7 +33,6 @@ from vblk.graph.edges import Rewiring, reachable
 from vblk.graph.following import follow, leave
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node, Span, coalesce
-from vblk.graph.plane import Mover
 from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import BlockJob
@@ -93,7 +100,7 @@ class MirrorJob(BlockJob):
         self._locks = RangeLock()
         self._deadline: float | None = None
         self._has_told_of_deadline = False
-        self._held = False
+        self.holds_users = False
         """Whether the users wait, and the job's own requests with them: it goes past the handles then."""
         self._stumbled = False
         """Whether something failed since the last rest."""
@@ -106,14 +113,8 @@ class MirrorJob(BlockJob):
         self._breakage = asyncio.Event()
         """Set when a failure in the course of a user's request ends the job."""
         self._broken: BlockError | None = None
-        buffer = max(plan.buffer, granularity)
-        self._crowd = min(WORKERS, max(1, buffer // BUFFER))
-        virgin = DirtyBitmap("virgin", source.size, granularity)
-        if plan.target_is_zero:
-            virgin.set(0, source.size)
-        self._goal = MirrorTarget(
-            target.node, Mover(graph.engine), virgin, unmap=plan.unmap, buffer=min(buffer, BUFFER)
-        )
+        self._crowd = min(WORKERS, max(1, max(plan.buffer, granularity) // BUFFER))
+        self._goal = MirrorTarget(graph.engine, target.node, source.size, granularity, plan)
         self._cursor = 0
         self._flying = 0
         """Bytes that are being copied."""
@@ -199,13 +200,18 @@ class MirrorJob(BlockJob):
         if not self.passes_on:
             return
         try:
-            self._stumble(error)
+            self.stumble(error)
         except BlockError as fatal:
             self._broken = fatal
             self._breakage.set()
         self._kicked.set()
 
-    def _stumble(self, error: BlockError) -> None:
+    def stumble(self, error: BlockError) -> None:
+        """Deal with a failure in the course of the job's own work.
+
+        Raises:
+            BlockError: It ends the job.
+        """
         reading = self._is_reading(error)
         policy = self._plan.on_source_error if reading else self._plan.on_target_error
         self._stumbled = True
@@ -215,7 +221,7 @@ class MirrorJob(BlockJob):
         """Tell by whose file it is whether a failure is one of reading: the kernel copies in one call."""
         return error.filename in {node.filename for node in reachable(self._source.node)}
 
-    async def _spans(self, offset: int, length: int) -> list[Span]:
+    async def spans(self, offset: int, length: int) -> list[Span]:
         """Return what of a range has to be brought to the target."""
         return coalesce(await self._source.node.allocation(offset, length))
 
@@ -297,7 +303,7 @@ class MirrorJob(BlockJob):
         `Plan.converge` on they wait for any amount.
         """
         before = 0
-        while left := bitmap.count:
+        while left := bitmap.count + self._goal.unproved:
             if self._is_overdue():
                 self._tell_of_deadline(left)
                 return
@@ -305,6 +311,7 @@ class MirrorJob(BlockJob):
                 return
             before = left
             await self._sweep(bitmap)
+            await self._goal.prove(self, bitmap)
             await self.pause_point()
             await self._recover()
 
@@ -326,36 +333,57 @@ class MirrorJob(BlockJob):
         if not await self._flushed():
             return False
         await self._drain.enter_async_context(self._graph.drained(self._source.node))
-        self._held = True
+        self.holds_users = True
         await self._sweep(bitmap)
-        return not bitmap.count and await self._flushed()
+        await self._goal.prove(self, bitmap)
+        return not bitmap.count and not self._goal.unproved and await self._flushed()
 
     async def _flushed(self) -> bool:
         """Flush the target; tell whether that went well."""
         try:
             await self._target.node.flush()
         except BlockError as error:
-            self._stumble(error)
+            self.stumble(error)
             return False
         return True
 
     async def _let_users_go_on(self) -> None:
-        self._held = False
+        self.holds_users = False
         await self._drain.aclose()
         await self.pause_point()
 
     async def _sweep(self, bitmap: DirtyBitmap) -> None:
         """Go over the disk once, and copy what is marked."""
         self._cursor = 0
-        crowd = 1 if self.speed and not self._held else self._crowd
+        crowd = 1 if self.speed and not self.holds_users else self._crowd
         await fan_out((self._copy_pieces(bitmap) for _ in range(crowd)), crowd)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing new is to begin now."""
+        return self.paused or self._stumbled
+
+    @property
+    def piece(self) -> int:
+        """The most bytes that are had at a time."""
+        return PIECE if self._write_blocking is None or self.holds_users else PIECE_BESIDE_USERS
+
+    @asynccontextmanager
+    async def had(self, offset: int, length: int) -> AsyncGenerator[None]:
+        """Have a range of the target alone."""
+        async with self._leave(), self._locks.exclusive(offset, length):
+            yield
+
+    def still(self) -> AbstractAsyncContextManager[None]:
+        """Hold the disk's users back; nothing is in flight."""
+        return self._graph.drained(self._source.node)
 
     async def _copy_pieces(self, bitmap: DirtyBitmap) -> None:
         while not self.paused and (piece := self._next(bitmap)) is not None:
             offset, length = piece
             self._flying += length
             try:
-                if not self._held:
+                if not self.holds_users:
                     await self.pace(length)
                 await self._copy(bitmap, offset, length)
             except BaseException:
@@ -367,9 +395,8 @@ class MirrorJob(BlockJob):
 
     def _next(self, bitmap: DirtyBitmap) -> tuple[int, int] | None:
         """Take the next marked range: its marks are cleared, so that nobody else takes it."""
-        size = self._source.size
-        step = PIECE if self._write_blocking is None or self._held else PIECE_BESIDE_USERS
-        if self.speed and not self._held:
+        size, step = self._source.size, self.piece
+        if self.speed and not self.holds_users:
             step = min(step, self.speed // 4 + 1)
         step = align_up(step, self._granularity)
         for offset, length, dirty in bitmap.ranges(self._cursor, size - self._cursor):
@@ -384,12 +411,12 @@ class MirrorJob(BlockJob):
 
     async def _copy(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
         try:
-            async with self._leave(), self._locks.exclusive(offset, length):
-                for span in await self._spans(offset, length):
+            async with self.had(offset, length):
+                for span in await self.spans(offset, length):
                     await self._goal.copy(self._source.node, span)
         except BlockError as error:
             self._give_back(bitmap, offset, length)
-            self._stumble(error)
+            self.stumble(error)
         else:
             self.current += length
 
@@ -399,7 +426,7 @@ class MirrorJob(BlockJob):
 
     def _leave(self) -> AbstractAsyncContextManager[None]:
         """Return what counts a request of the job, and waits while somebody holds those back."""
-        if not self._held:
+        if not self.holds_users:
             return self._source.traffic
         if self._source.node in reachable(self._target.node):  # held back by ourselves
             return nullcontext()
@@ -417,7 +444,9 @@ class MirrorJob(BlockJob):
         if general is not None or self.status is Status.READY or self._bitmap is None:
             return general
         left = self._bitmap.count
-        if self._held:
+        if self._goal.unproved and not left:
+            return f"{self._goal.unproved} bytes are still to be compared"
+        if self.holds_users:
             return f"its users wait while the last {left} bytes are copied"
         rate, dirtied = self._moved.rate, self._dirtied.rate
         if self.speed and self.speed <= dirtied:
@@ -437,7 +466,8 @@ class MirrorJob(BlockJob):
             shown.pop("seconds-left", None)
             if gain > 0:
                 shown["seconds-left"] = round((self.total - self.current) / gain, 1)
-        return shown | {"copy-mode": self._copy_mode.value, "holds-users": self._held}
+        shown |= self._goal.query_progress()
+        return shown | {"copy-mode": self._copy_mode.value, "holds-users": self.holds_users}
 
     @property
     def pivots(self) -> bool:

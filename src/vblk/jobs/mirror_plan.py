@@ -57,7 +57,8 @@ class Plan:
     zeros takes no space in the target. `target_is_zero`: the target reads as
     zeros already. `target_may_be_larger`: what it has behind the disk is left alone.
     `converge`: after so many seconds the disk's users wait while the rest is copied,
-    however much it is. `buffer` is what passes through memory at most.
+    however much it is. `buffer` is what passes through memory at most. `verify`:
+    what was copied is compared before the job is ready, and before it ends.
     """
 
     sync: Sync = Sync.FULL
@@ -70,6 +71,7 @@ class Plan:
     converge: float | None = None
     copy_mode: CopyMode = CopyMode.BACKGROUND
     buffer: int = BUFFER_DEFAULT
+    verify: bool = False
 
     def check(self) -> None:
         """Raise JobError, in QEMU's words, for what cannot be."""

@@ -6,12 +6,15 @@ the start, so that zeros are not written there.
 Ordering rule: a range counts as zeros no more before anything else is written to it.
 """
 
+from vblk.aio.engine import Engine
 from vblk.extent import Kind
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.mapper import has_descriptor, reaches_kernel
 from vblk.graph.node import Buffer, Node, Span
 from vblk.graph.plane import Mover
 from vblk.jobs.copy import ZEROS_LEFT_OUT
+from vblk.jobs.mirror_plan import BUFFER, Plan
+from vblk.jobs.mirror_proof import MirrorProof, Owner
 from vblk.jobs.walk import walk_by
 from vblk.units import align_down, align_up
 
@@ -20,19 +23,23 @@ class MirrorTarget:
     """The node that a mirror writes to.
 
     Args:
+        engine: What carries out what blocks.
         node: It.
-        mover: The data plane.
-        virgin: Where it reads as zeros already.
-        unmap: Whether what reads as zeros takes no space there.
-        buffer: The most bytes that pass through memory at a time.
+        size: The disk's, in bytes.
+        granularity: That of the job.
+        plan: How it is mirrored.
     """
 
-    def __init__(self, node: Node, mover: Mover, virgin: DirtyBitmap, *, unmap: bool, buffer: int) -> None:
+    def __init__(self, engine: Engine, node: Node, size: int, granularity: int, plan: Plan) -> None:
         self.node = node
-        self._mover = mover
-        self._virgin = virgin
-        self._unmap = unmap
-        self._buffer = buffer
+        self._unmap = plan.unmap
+        self._buffer = min(max(plan.buffer, granularity), BUFFER)
+        self._mover = Mover(engine)
+        self.proof = MirrorProof(node, self._mover, size, granularity) if plan.verify else None
+        """What is told of every change, where the two are compared."""
+        self._virgin = DirtyBitmap("virgin", size, granularity)
+        if plan.target_is_zero:
+            self._virgin.set(0, size)
 
     async def look(self) -> None:
         """Find out what reads as zeros already, by the target's tables and the holes of its storage."""
@@ -43,6 +50,20 @@ class MirrorTarget:
                 start = align_up(start, unit)
                 end = end if end == size else align_down(end, unit)
                 self._virgin.set(start, max(0, end - start))
+
+    @property
+    def unproved(self) -> int:
+        """Bytes that came to the target and are still to be compared."""
+        return 0 if self.proof is None else self.proof.due.count
+
+    async def prove(self, owner: Owner, dirty: DirtyBitmap) -> None:
+        """Compare what came to the target, where that is wanted; see `MirrorProof.sweep`."""
+        if self.proof is not None:
+            await self.proof.sweep(owner, dirty)
+
+    def query_progress(self) -> dict[str, int]:
+        """Return what `query-job-progress` says of comparing."""
+        return {} if self.proof is None else {"verified-bytes": self.proof.checker.verified}
 
     async def copy(self, source: Node, span: Span) -> None:
         """Let a span of the source be on the target as well."""
@@ -66,6 +87,8 @@ class MirrorTarget:
 
     async def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Let a range read as zeros; with `unmap` it may lose its space, if that is wanted at all."""
+        if self.proof is not None:
+            self.proof.changes(offset, length)
         for start, count, untouched in self._virgin.ranges(offset, length):
             if not untouched:
                 await self.node.write_zeroes(start, count, unmap=unmap and self._unmap)
@@ -73,9 +96,12 @@ class MirrorTarget:
     async def _copy_by_memory(self, source: Node, offset: int, length: int) -> None:
         buffer = bytearray(length)
         await source.read_into(offset, memoryview(buffer))
+        await self._mover.saw(offset, buffer)
         await self.node.write(offset, buffer)
 
     def _touch(self, offset: int, length: int) -> None:
+        if self.proof is not None:
+            self.proof.changes(offset, length)
         unit = self._virgin.granularity
         first = align_down(offset, unit)
         self._virgin.reset(first, align_up(offset + length, unit) - first)

@@ -6,7 +6,7 @@ and what becomes of them. It knows no format and no bytes.
 Ordering rule: an existing file is locked as a writer locks it before anything is
 made, and is replaced by one rename after everything was written. Until then it
 is untouched; after a failure or a cancellation nothing new is left, unless a journal
-says how to go on from it.
+says how to go on from it, or all was copied and only found to differ.
 
 A file that has further names (hard links), or that stands in a folder where no
 file can be made, and everything that is not a regular file, is written in place. So is
@@ -21,7 +21,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write, sync_folder
-from vblk.errors import BlockError, StorageError, Unsupported
+from vblk.drivers.bitmaps_beside import forget_bitmaps
+from vblk.errors import BlockError, CopyDiffers, StorageError, Unsupported
 from vblk.graph.creation import FileOptions, NewImage
 from vblk.graph.edge import Permission
 from vblk.graph.handle import Handle
@@ -137,9 +138,11 @@ async def filled_image(
         yield Made(handle, is_zero)
         if durable:
             await handle.flush()
-    except BaseException:
+    except BaseException as error:
         with suppress(BlockError):
             await graph.release(handle)
+            if isinstance(error, CopyDiffers):
+                await image.finish(leaf, durable=durable)
         raise
     await graph.release(handle)
     await image.finish(leaf, durable=durable)
@@ -186,6 +189,8 @@ async def _new_local_file(
     keeper: Handle | None = None
     made = False
     try:
+        if place.temporary is None:
+            await graph.engine.run(lambda: forget_bitmaps(place.path))
         if place.existing is not None:
             driver = "host_device" if place.is_device else "file"
             guard = await _open_leaf(graph, driver, place.path, name, cache)
@@ -203,6 +208,11 @@ async def _new_local_file(
         if place.temporary is not None:
             await graph.engine.run(lambda: _publish(place, durable=cache != "unsafe"))
         made = False
+    except CopyDiffers as error:
+        made = False
+        if place.temporary is not None:
+            error.add_note(f"what was copied is kept as '{place.temporary}'")
+        raise
     finally:
         for handle in (keeper, guard):
             if handle is not None:
@@ -306,5 +316,6 @@ def _publish(place: _Place, *, durable: bool) -> None:
         os.rename(place.temporary, place.path)
     except OSError as error:
         raise _not_created(place.name, error) from error
+    forget_bitmaps(place.path)
     if durable:
         sync_folder(os.path.dirname(place.path))

@@ -12,7 +12,7 @@ from vblk.errors import BlockError, ImageError
 from vblk.extent import Kind
 from vblk.graph.handle import Handle
 from vblk.graph.mapper import Mapper
-from vblk.graph.node import Node, Span, coalesce
+from vblk.graph.node import Node, Span, coalesce, cut
 from vblk.units import MIB, TIB, align_down, align_up
 
 STEP_FIRST = 256 * MIB
@@ -127,20 +127,6 @@ async def walk_joined(handle: Handle, offset: int, length: int) -> AsyncIterator
             held = joined[0]
     if held is not None:
         yield held
-
-
-def cut(span: Span, start: int, length: int) -> Span:
-    """Return the part of a span that begins `start` bytes into it."""
-    assert 0 <= start < start + length <= span.length
-    return Span(
-        span.kind,
-        span.guest_offset + start,
-        length,
-        span.leaf,
-        span.leaf_offset + start,
-        span.depth,
-        span.present,
-    )
 
 
 class SpanReader:

@@ -206,15 +206,9 @@ def test_a_directory_that_cannot_be_is_refused_for_writing_and_told_for_reading(
 
 
 def test_what_an_image_cannot_keep_is_refused(tmp_path: Path) -> None:
-    old, raw = image(tmp_path, "compat=0.10"), tmp_path / "disk.raw"
-    raw.write_bytes(bytes(MIB))
-    for path, said in (
-        (old, "Cannot store dirty bitmaps in qcow2 v2 files"),
-        (raw, "Can't store persistent bitmaps to"),
-    ):
-        outcome = call("bitmap", "--add", "-f", "raw" if path is raw else "qcow2", path, "b")
-        assert outcome.status == 1
-        assert said in outcome.err
+    outcome = call("bitmap", "--add", image(tmp_path, "compat=0.10"), "b")
+    assert outcome.status == 1
+    assert "Cannot store dirty bitmaps in qcow2 v2 files" in outcome.err
 
 
 def test_bitmaps_that_find_no_room_leave_the_disk_whole(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Perf(Object):
 
 
 class BackupOptions(Object, kw_only=True):
-    """What both commands take."""
+    """What both commands take. `verify` is not in QEMU; see `Plan`."""
 
     job_id: str | None = None
     device: str
@@ -60,6 +60,7 @@ class BackupOptions(Object, kw_only=True):
     auto_dismiss: bool = True
     filter_node_name: str | None = None
     x_perf: Perf | None = None
+    verify: bool = False
 
 
 class BlockdevBackup(BackupOptions, kw_only=True):
@@ -116,6 +117,8 @@ def _plan(source: Node, arguments: BackupOptions) -> Plan:
     bitmap = _bitmap(source, arguments)
     if arguments.compress:
         raise QmpError("compress=true is not in this version of vblk: no format writes compressed clusters")
+    if arguments.verify and arguments.sync is SyncMode.NONE:
+        raise QmpError("verify=true wants a backup that comes to an end, which sync mode 'none' does not")
     incremental = arguments.sync is SyncMode.INCREMENTAL
     perf = arguments.x_perf or Perf()
     if not 1 <= perf.max_workers < 1 << 31:
@@ -131,6 +134,7 @@ def _plan(source: Node, arguments: BackupOptions) -> Plan:
         workers=min(perf.max_workers, WORKERS_MOST),
         piece=min(perf.max_chunk or PIECE, PIECE),
         in_kernel=perf.use_copy_range,
+        verify=arguments.verify,
     )
 
 

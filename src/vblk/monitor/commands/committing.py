@@ -28,7 +28,7 @@ TABLE = CommandTable()
 
 
 class BlockCommit(Object, kw_only=True):
-    """The arguments of `block-commit`."""
+    """The arguments of `block-commit`. `verify` is not in QEMU."""
 
     job_id: str | None = None
     device: str
@@ -41,6 +41,7 @@ class BlockCommit(Object, kw_only=True):
     on_error: OnError = OnError.REPORT
     auto_finalize: bool = True
     auto_dismiss: bool = True
+    verify: bool = False
 
 
 @TABLE.command("block-commit")
@@ -71,9 +72,16 @@ async def block_commit(daemon: Daemon, arguments: BlockCommit) -> None:
     )
     job: BlockJob
     if is_active:
-        job = ActiveCommitJob(id, grip, arguments.on_error, **life)
+        job = ActiveCommitJob(id, grip, arguments.on_error, verify=arguments.verify, **life)
     else:
-        job = CommitJob(id, grip, arguments.on_error, backing_file=arguments.backing_file, **life)
+        job = CommitJob(
+            id,
+            grip,
+            arguments.on_error,
+            backing_file=arguments.backing_file,
+            verify=arguments.verify,
+            **life,
+        )
     daemon.jobs[id] = job
     job.start()
 

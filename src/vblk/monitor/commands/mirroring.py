@@ -41,7 +41,7 @@ class SyncMode(enum.Enum):
 
 
 class MirrorOptions(Object, kw_only=True):
-    """What both commands take. `converge`, in seconds, is not in QEMU; see `Plan`."""
+    """What both commands take. `converge`, in seconds, and `verify` are not in QEMU; see `Plan`."""
 
     job_id: str | None = None
     device: str
@@ -57,6 +57,7 @@ class MirrorOptions(Object, kw_only=True):
     auto_finalize: bool = True
     auto_dismiss: bool = True
     converge: float | None = None
+    verify: bool = False
 
 
 class BlockdevMirror(MirrorOptions, kw_only=True):
@@ -132,6 +133,7 @@ async def _start(
         converge=arguments.converge,
         copy_mode=arguments.copy_mode,
         buffer=arguments.buf_size or BUFFER_DEFAULT,
+        verify=arguments.verify,
     )
     user = f"block job '{id}'"
     async with AsyncExitStack() as undo:
