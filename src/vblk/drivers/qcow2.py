@@ -137,6 +137,10 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
         """Name it in the header; see `Mapper.name_backing`."""
         await self.change_backing(*((name, backing.driver) if backing is not None else (None, None)))
 
+    async def make_empty(self) -> None:
+        """Let go of all clusters; see `Mapper.make_empty`."""
+        await self.writer.make_empty()
+
     async def start_writing(self) -> None:
         """Let the image be changed from now on; the file is open for writing.
 

@@ -110,6 +110,15 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
             elif size < self.node.size:
                 await cut_disk(self, clusters, size)
 
+    async def make_empty(self) -> None:
+        """Let go of all clusters, durably."""
+        clusters = await self.prepared()
+        async with self._gates.exclusive(0, OFFSET_MAX):
+            await self.session.begin()
+            for start, count in self._entry_pieces(0, self.node.size):
+                await self._change_hidden(clusters, _emptying_plan(start, count))
+        await self.settle()
+
     async def change_backing(self, name: str | None, form: str | None) -> None:
         """Let the header name another backing file."""
         await self.session.begin()
@@ -292,3 +301,7 @@ def _discard_plan(start: int, count: int) -> Callable[[ClusterWriter], Answer]:
 
 def _forgetting_plan(start: int, count: int) -> Callable[[ClusterWriter], Answer]:
     return lambda clusters: clusters.plan_forget(start, count)
+
+
+def _emptying_plan(start: int, count: int) -> Callable[[ClusterWriter], Answer]:
+    return lambda clusters: clusters.plan_empty(start, count)

@@ -224,6 +224,10 @@ class Planner:
         if entry and low == start:
             self._become(ZERO if self._image.has_zero_clusters else 0, entry)
 
+    def empty(self, start: int, low: int, high: int, entry: int) -> None:
+        """Let go of a cluster; what stands behind the image shows."""
+        self._become(0, entry)
+
     def _become(self, wanted: int, entry: int) -> None:
         """Let a cluster be one without space, unless it is already."""
         if entry != wanted:

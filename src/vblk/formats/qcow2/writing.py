@@ -95,6 +95,11 @@ class ClusterWriter:
         planner = Planner(self, guest_offset, guest_offset + length)
         return planner.over_clusters(planner.forget, needs_tables=False)
 
+    def plan_empty(self, guest_offset: int, length: int) -> Answer:
+        """Plan to let go of everything that a range of whole clusters has, so that the backing file shows."""
+        planner = Planner(self, guest_offset, guest_offset + length)
+        return planner.over_clusters(planner.empty, needs_tables=False)
+
     def plan_table(self, index: int) -> Answer:
         """Plan the L2 table of an L1 entry."""
         return Planner(self).new_table(index)
