@@ -16,7 +16,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import convert, looking, making, merging, mirroring, random_reads, random_writes, serving
+from bench import (
+    committing,
+    convert,
+    looking,
+    making,
+    merging,
+    mirroring,
+    mirroring_busy,
+    random_reads,
+    random_writes,
+    serving,
+)
 from bench.images import file_system_of
 from bench.measure import NotMeasured, Result, WrongResult
 from bench.settings import Settings
@@ -40,6 +51,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "merge": merging.merging,
     "mirror": mirroring.bulk,
     "mirror-xfs": lambda settings: mirroring.with_reflink(settings, "xfs"),
+    "mirror-busy": mirroring_busy.busy,
+    "commit": committing.offline,
+    "commit-live": committing.live,
     "allocations": random_writes.allocating,
     "overwrites": random_writes.overwriting,
     "serving": serving.serving,

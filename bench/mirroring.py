@@ -22,6 +22,22 @@ from vblk.units import GIB
 
 OURS: Final = "vblk"
 THEIRS: Final = "qemu-storage-daemon"
+PROGRAMS: Final = {OURS: (str(VBLK), "daemon"), THEIRS: QEMU}
+
+
+def until(talk: Talk, name: str, status: str | None = None) -> None:
+    """Wait until a daemon tells of an event, with that status if one is given.
+
+    Raises:
+        WrongResult: Its job failed.
+    """
+    while True:
+        event = talk.events.pop(0) if talk.events else json.loads(talk.line())
+        data = event["data"]
+        if "error" in data:
+            raise WrongResult(f"the job failed: {data['error']}")
+        if event["event"] == name and data.get("status") == status:
+            return
 
 
 class Side:
@@ -40,32 +56,26 @@ class Side:
         self.talk.call("blockdev-add", **options, file=file)
         self.talk.call("blockdev-mirror", job_id="m", device="source", target="target", sync="full")
         self.is_busy = True
-        self._until("BLOCK_JOB_READY")
+        until(self.talk, "BLOCK_JOB_READY")
 
     def end(self) -> None:
         """Let go of the target, which is a copy then."""
         if self.is_busy:
             self.talk.call("block-job-cancel", device="m")
-            self._until("JOB_STATUS_CHANGE", "null")
+            until(self.talk, "JOB_STATUS_CHANGE", "null")
             self.talk.call("blockdev-del", node_name="target")
             self.is_busy = False
 
-    def _until(self, name: str, status: str | None = None) -> None:
-        while True:
-            event = self.talk.events.pop(0) if self.talk.events else json.loads(self.talk.line())
-            data = event["data"]
-            if "error" in data:
-                raise WrongResult(f"the mirror failed: {data['error']}")
-            if event["event"] == name and data.get("status") == status:
-                return
-
 
 @contextmanager
-def _daemon(program: tuple[str, ...], folder: Path, source: Path, form: str) -> Generator[Talk]:
+def daemon(
+    program: tuple[str, ...], folder: Path, source: Path, form: str, *, read_only: bool = True
+) -> Generator[Talk]:
+    """Run a daemon with a node called source."""
     with Talk(program, folder=folder) as talk:
         talk.begin()
         file = {"driver": "file", "filename": str(source)}
-        talk.call("blockdev-add", driver=form, node_name="source", read_only=True, file=file)
+        talk.call("blockdev-add", driver=form, node_name="source", read_only=read_only, file=file)
         yield talk
         talk.end()
 
@@ -84,11 +94,10 @@ def contest(
     run(["qemu-img", "create", "-q", "-f", other, empty, str(raw.stat().st_size)])
     end, extents = _extents(source, form, data_bytes)
     warm(source)
-    programs = {OURS: (str(VBLK), "daemon"), THEIRS: QEMU}
-    targets = {name: folder / f"{number}.{other}" for number, name in enumerate((*programs, LOOP))}
+    targets = {name: folder / f"{number}.{other}" for number, name in enumerate((*PROGRAMS, LOOP))}
     with (
-        _daemon(programs[OURS], folder, source, form) as ours,
-        _daemon(programs[THEIRS], folder, source, form) as theirs,
+        daemon(PROGRAMS[OURS], folder, source, form) as ours,
+        daemon(PROGRAMS[THEIRS], folder, source, form) as theirs,
     ):
         sides = {OURS: Side(ours, targets[OURS], other), THEIRS: Side(theirs, targets[THEIRS], other)}
 

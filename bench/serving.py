@@ -52,7 +52,7 @@ WRITE_VHDX: Final = WRITE._replace(over_nbdkit=None)
 
 def serving(settings: Settings) -> Iterator[Result]:
     """Yield every row of the table."""
-    raw = _make_full(settings.folder / "full.raw", settings.served_bytes)
+    raw = make_full(settings.folder / "full.raw", settings.served_bytes)
     vhdx = make_vhdx(raw, settings.folder / "full.vhdx")
     for form, image in (("raw", raw), ("vhdx", vhdx)):
         with _servers(settings, form, image) as servers:
@@ -67,7 +67,7 @@ def serving(settings: Settings) -> Iterator[Result]:
             yield from _contest(settings, form, servers, WRITE if form == "raw" else WRITE_VHDX)
 
 
-def _make_full(path: Path, size: int) -> Path:
+def make_full(path: Path, size: int) -> Path:
     """Make a disk without a zero in it."""
     with path.open("wb") as file:
         for _ in range(0, size, MIB):
@@ -109,12 +109,12 @@ def _check_bytes(servers: dict[str, Server], raw: Path, copied: Path) -> None:
         copied.unlink()
 
 
-def _fio(settings: Settings, server: Server, *words: str) -> list[dict[str, Any]]:
-    """Run fio's jobs on a server; return their reports."""
+def ask_fio(settings: Settings, uri: str, *words: str) -> list[dict[str, Any]]:
+    """Run fio's jobs on an export; return their reports."""
     report = settings.folder / "fio.json"
     bound = ("--time_based", f"--runtime={settings.serving_seconds:g}")
     command = (
-        "fio", "--ioengine=nbd", f"--uri={server.uri()}", "--randrepeat=0", "--output-format=json",
+        "fio", "--ioengine=nbd", f"--uri={uri}", "--randrepeat=0", "--output-format=json",
         f"--output={report}", *(bound if settings.serving_seconds else ("--number_ios=64",)), *words,
     )  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -125,7 +125,8 @@ def _fio(settings: Settings, server: Server, *words: str) -> list[dict[str, Any]
     return cast("list[dict[str, Any]]", json.loads(text)["jobs"])
 
 
-def _job(settings: Settings, pattern: Pattern) -> tuple[str, ...]:
+def job_of(settings: Settings, pattern: Pattern) -> tuple[str, ...]:
+    """Return fio's words for one pattern."""
     return (
         f"--name={pattern.mode}", f"--rw={pattern.mode}", f"--bs={pattern.block}",
         f"--iodepth={pattern.depth}", f"--size={settings.served_bytes}",
@@ -138,7 +139,7 @@ def _contest(settings: Settings, form: str, servers: dict[str, Server], pattern:
     way = "write" if "write" in pattern.mode else "read"
 
     def ask(name: str) -> None:
-        (report,) = _fio(settings, servers[name], *_job(settings, pattern))
+        (report,) = ask_fio(settings, servers[name].uri(), *job_of(settings, pattern))
         seconds[name].append(1 / max(report[way]["iops"], 1))
 
     take_turns({name: partial(ask, name) for name in servers}, settings.rounds)
@@ -165,8 +166,8 @@ def _slow_neighbours(
         with image.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             _read(file.fileno(), half)
-        reports = _fio(
-            settings, servers[name], *common,
+        reports = ask_fio(
+            settings, servers[name].uri(), *common,
             "--name=cached", "--iodepth=1", "--offset=0",
             "--name=cold", "--iodepth=4", f"--offset={half}", f"--numjobs={CLIENTS - 1}",
         )  # fmt: skip
@@ -196,7 +197,7 @@ def _memory(settings: Settings, form: str, server: Server) -> Result:
     """Tell what a busy connection takes, in KiB."""
     pattern = READS[2]
     before = _resident(server)
-    _fio(settings, server, *_job(settings, pattern), f"--numjobs={CLIENTS}")
+    ask_fio(settings, server.uri(), *job_of(settings, pattern), f"--numjobs={CLIENTS}")
     taken = max(0, _resident(server) - before) / CLIENTS
     return Result(f"{form}: memory of a connection", taken, MEMORY_MOST, at_least=False, unit="KiB")
 
