@@ -54,7 +54,8 @@ test: bytecode ## Install what the tests need, then run them (PYTEST_ARGS="-k na
 crash: bytecode ## Explore more than 100,000 crash states, and print how many (SEED=0)
 	@scripts/require $(TEST_TOOLS)
 	@VBLK_CRASH=nightly VBLK_CRASH_SEED=$(SEED) PATH="$$PATH:/usr/sbin:/sbin" \
-		$(BIN)/python -m pytest -n $(JOBS) -o timeout=7200 tests/crash tests/faults $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -n $(JOBS) -o timeout=7200 tests/crash tests/faults tests/e2e/test_cli_merge.py \
+		tests/e2e/test_convert_resume.py $(PYTEST_ARGS)
 
 soak: bytecode ## Let a storage daemon live hard for T seconds, and check every byte (T=3600 SEED=0)
 	@scripts/require $(TEST_TOOLS)

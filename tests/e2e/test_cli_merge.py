@@ -10,14 +10,14 @@ from random import Random
 import pytest
 
 from tests.support.command_line import call, good
-from tests.support.crash import SEED
+from tests.support.crash import NIGHTLY, SEED
 from tests.support.killed_call import Killer
 from tests.support.vhdx.chain import Chain
 from vblk.testing import Content
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 8 * MIB
-KILLS = 50
+KILLS = 100 if NIGHTLY else 20
 
 
 def chain_in(folder: Path, levels: int = 3) -> Chain:

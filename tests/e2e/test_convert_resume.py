@@ -11,12 +11,12 @@ from random import Random
 import pytest
 
 from tests.support.command_line import call, good
-from tests.support.crash import SEED
+from tests.support.crash import NIGHTLY, SEED
 from tests.support.killed_call import Killer
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 24 * MIB
-KILLS = 12
+KILLS = 100 if NIGHTLY else 10
 OFTEN = {"vblk.jobs.resumption.PERIOD": 0.0005}
 FORMATS = ("raw", "vhdx", "qcow2")
 
@@ -88,7 +88,10 @@ def test_a_copy_killed_at_random_instants_goes_on_to_the_right_end(
             assert shows(form, target, source)
     assert went_on, "no kill came between two lines of the journal"
     with capsys.disabled():
-        print(f"\n{kills} copies to {form} killed, all right in the end; {went_on} went on in the middle")
+        print(
+            f"\n{kills} copies to {form} killed with SIGKILL, all resumed to the right end;"
+            f" {went_on} went on in the middle"
+        )
 
 
 def begun(source: Path, target: Path, *, form: str = "raw", share: float = 0.6) -> list[str | Path]:
