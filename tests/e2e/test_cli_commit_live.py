@@ -1,5 +1,6 @@
 """`vblk commit --live`: layers of a daemon's disk, while it is in use."""
 
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,37 @@ def test_layers_go_into_the_base(tmp_path: Path, content: bytes, words: list[str
     outcome = call("commit", "--live", tmp_path / "qmp.sock", "--progress", "json", *words, "n2")
     assert (outcome.status, outcome.out) == (0, "Image committed.\n"), outcome.err
     assert '"finished": true' in outcome.err
-    good("convert", "-U", "-O", "raw", tmp_path / left, tmp_path / "read")
-    assert (tmp_path / "read").read_bytes() == content
+    assert content_of(tmp_path / left, tmp_path) == content
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(("words", "left"), [(["--top", "n1", "-b", "n0"], [0, 2]), ([], [0])])
+def test_with_delete_the_files_of_the_layers_go(tmp_path: Path, words: list[str], left: list[int]) -> None:
+    good("commit", "-q", "--live", tmp_path / "qmp.sock", "--delete", *words, "n2")
+    assert sorted(path.name for path in tmp_path.glob("*.vhdx")) == [NAMES[number] for number in left]
+
+
+def test_a_commit_that_was_cancelled_is_resumed_and_what_is_done_is_not_done_again(
+    tmp_path: Path, content: bytes, daemon: Talk
+) -> None:
+    words: list[str | Path] = ["--live", tmp_path / "qmp.sock", "--top", "n1", "-b", "n0", "n2"]
+    job = {"job_id": "c", "device": "n2", "top_node": "n1", "base_node": "n0", "resume": True}
+    daemon.call("block-commit", **job, speed=1 << 20)
+    while not daemon.call("query-block-jobs")[0]["offset"]:
+        pass
+    daemon.call("job-cancel", id="c")
+    while daemon.call("query-jobs"):
+        pass
+    journal = tmp_path / ".0.vhdx.vblk-journal"
+    assert json.loads(journal.read_text().splitlines()[-1])["done"] > 0
+    good("commit", "--resume", *words)
+    assert not journal.exists()
+    assert content_of(tmp_path / "2.vhdx", tmp_path) == content
+
+
+def content_of(image: Path, folder: Path) -> bytes:
+    good("convert", "-U", "-O", "raw", image, folder / "read")
+    return (folder / "read").read_bytes()
 
 
 @pytest.mark.usefixtures("daemon")
@@ -56,6 +86,8 @@ def test_what_the_daemon_refuses_is_said(tmp_path: Path) -> None:
         (["--live", "s", "-d", "n"], "-d cannot be used with --live: the images are the daemon's"),
         (["--live", "nobody.sock", "n"], "Failed to connect to 'nobody.sock'"),
         (["--top", "n", "image"], "--top is for a disk in use: --live says whose"),
+        (["--delete", "image"], "--delete is for a disk in use: --live says whose"),
+        (["--resume", "image"], "--resume is for a disk in use: --live says whose"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: list[str], said: str) -> None:

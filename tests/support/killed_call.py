@@ -78,12 +78,17 @@ def _run(after: int, words: list[str], report: int) -> int:
     return status
 
 
-def _serve() -> None:
-    for module in ("vblk.cli.main", "vblk.cli.merge", "vblk.cli.compact", "vblk.drivers.vhdx_replay"):
-        import_module(module)
+def apply_settings() -> None:
+    """Let constants of modules be what the killer was told."""
     for name, value in json.loads(sys.argv[1]).items():
         module, _, constant = name.rpartition(".")
         setattr(import_module(module), constant, value)
+
+
+def _serve() -> None:
+    for module in ("vblk.cli.main", "vblk.cli.merge", "vblk.cli.compact", "vblk.drivers.vhdx_replay"):
+        import_module(module)
+    apply_settings()
     for line in sys.stdin:
         after, *words = json.loads(line)
         reading, report = os.pipe()

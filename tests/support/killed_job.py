@@ -13,16 +13,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from tests.support.killed_call import Killer
+from tests.support.killed_call import Killer, apply_settings
 from vblk.aio.clock import LoopClock
+from vblk.errors import JobError
 from vblk.graph.edge import Role
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
+from vblk.jobs.commit_journal import CommitJournal, FinishedCommit
 from vblk.jobs.job import Job
 from vblk.jobs.live_chain import Grip, Stretch
-from vblk.jobs.live_commit import ActiveCommitJob, CommitJob
+from vblk.jobs.live_commit import ActiveCommitJob, CommitJob, FinishJob
 from vblk.jobs.states import Status
 from vblk.jobs.stream import Pull, StreamJob
 from vblk.opening import open_image
@@ -39,28 +41,44 @@ def writes(seed: int, size: int) -> Iterator[tuple[int, bytes]]:
         yield lot.randrange(0, size - length, 512), lot.randbytes(length)
 
 
+class Run(NamedTuple):
+    """How a run ended: its exit status, negative for a signal, and a letter for each durable write.
+
+    A write was in the top, "t", or in the base, "b". If it came to its end: how many functions it
+    called, and how many bytes a commit moved.
+    """
+
+    status: int
+    letters: str
+    calls: int
+    moved: int
+
+
 class JobKiller(Killer):
     """Makes runs that are killed; use it in `with`."""
 
     module: ClassVar[str] = "tests.support.killed_job"
 
-    def run(self, kind: str, top: Path, seed: int, after: int = 0) -> tuple[int, int, str]:
-        """Run a job, "commit", "active" or "stream", and kill it after so many function calls; 0: never.
+    def run(self, kind: str, top: Path, seed: int, after: int = 0) -> Run:
+        """Run a job, and kill it after so many function calls; 0: never.
 
-        Returns: the exit status, negative for a signal; the function calls, if it came to its
-        end; and a letter for each write that was durable: "t" in the top, "b" in the base.
+        It is a "commit", the same "resumed" (and deleting the layers), "active" or "stream".
         """
         status, said = self.ask([kind, str(top), seed, after])
-        letters, _, count = said.partition(" ")
-        return status, int(count or 0), letters
+        letters, *counts = said.split(" ")
+        calls, moved = map(int, counts) if counts else (0, 0)
+        return Run(status, letters, calls, moved)
 
 
-async def _job(kind: str, path: Path, seed: int, report: int) -> None:
+async def _job(kind: str, path: Path, seed: int, report: int) -> int:
+    """Run a job to its end; return how many bytes a commit moved."""
     async with Graph() as graph:
         guest = await open_image(graph, str(path), format=path.suffix[1:], read_only=False)
         graph.keep(guest.node)
         top = guest.node
         job = await _begun(kind, graph, top)
+        if job is None:
+            return 0
 
         async def live() -> None:
             for offset, data in writes(seed, guest.size):
@@ -73,18 +91,19 @@ async def _job(kind: str, path: Path, seed: int, report: int) -> None:
         await job.ended()
         await living
         assert job.error is None, job.error
+        return sum(job.mover.moved.by_means.values()) if isinstance(job, CommitJob) else 0
 
 
-async def _begun(kind: str, graph: Graph, top: Node) -> CommitJob | ActiveCommitJob | StreamJob:
+async def _begun(kind: str, graph: Graph, top: Node) -> Job | None:
     chain = [top]
     while (below := chain[-1].child(Role.BACKING)) is not None:
         chain.append(below)
+    if kind == "resumed":
+        return await _resumed(graph, chain)
     if kind == "stream" or (kind == "commit" and len(chain) < 3):  # nothing is left of it
         pull = Pull(graph, Stretch.between(top, chain[-1]), "stream", "why")
         await pull.take()
-        job: CommitJob | ActiveCommitJob | StreamJob = StreamJob(
-            "j", pull, listener=_complete, clock=LoopClock()
-        )
+        job: Job = StreamJob("j", pull, listener=_complete, clock=LoopClock())
     else:
         is_active = kind == "active"
         stretch = Stretch.between(chain[0 if is_active else 1], chain[-1])
@@ -92,6 +111,26 @@ async def _begun(kind: str, graph: Graph, top: Node) -> CommitJob | ActiveCommit
         await grip.take()
         kind_of = ActiveCommitJob if is_active else CommitJob
         job = kind_of("j", grip, listener=_complete, clock=LoopClock())
+    job.start()
+    return job
+
+
+async def _resumed(graph: Graph, chain: list[Node]) -> Job | None:
+    """Begin a commit of all below the top, or go on with it; None if nothing is left to be done."""
+    job: Job
+    if len(chain) == 2:
+        try:
+            finished = FinishedCommit(chain)
+        except JobError:
+            return None
+        job = FinishJob("j", graph, finished, delete=True, listener=_complete, clock=LoopClock())
+    else:
+        stretch = Stretch.between(chain[1], chain[-1])
+        journal = CommitJournal(stretch)
+        journal.claim()
+        grip = Grip(graph, stretch, "commit", "why")
+        await grip.take()
+        job = CommitJob("j", grip, delete=True, journal=journal, listener=_complete, clock=LoopClock())
     job.start()
     return job
 
@@ -112,12 +151,13 @@ def _run(kind: str, top: Path, seed: int, after: int, report: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(counted)
-    asyncio.run(_job(kind, top, seed, report))
+    moved = asyncio.run(_job(kind, top, seed, report))
     sys.setprofile(None)
-    os.write(report, f" {count}".encode())
+    os.write(report, f" {count} {moved}".encode())
 
 
 def _serve() -> None:
+    apply_settings()
     for line in sys.stdin:
         kind, top, seed, after = json.loads(line)
         reading, report = os.pipe()

@@ -26,6 +26,8 @@ class Arguments(ImageArguments):
     live: str | None
     top: str | None
     job_id: str | None
+    delete: bool
+    resume: bool
     drop: bool
     force: bool
     target_cache: str
@@ -47,7 +49,13 @@ def run(arguments: Arguments, console: Console) -> Coroutine[Any, Any, int] | in
 
 async def run_here(arguments: Arguments, console: Console) -> int:
     """Commit the image."""
-    refuse({"--top": arguments.top, "--job-id": arguments.job_id}, "is for a disk in use: --live says whose")
+    live = {
+        "--top": arguments.top,
+        "--job-id": arguments.job_id,
+        "--delete": arguments.delete,
+        "--resume": arguments.resume,
+    }
+    refuse(live, "is for a disk in use: --live says whose")
     name = arguments.one_operand()
     if arguments.force_share:
         raise Failure("-U does not go with committing: nobody else may use the images meanwhile")
@@ -107,6 +115,16 @@ VERB = Verb(
         ),
         option("--top", metavar="NODE", help="There: the uppermost layer that goes, if not the active one."),
         option("--job-id", metavar="ID", help="The job's name there; commit, unless it is given."),
+        flag(
+            "--delete",
+            "delete",
+            help="There: delete the layers' files in the end.",
+        ),
+        flag(
+            "--resume",
+            "resume",
+            help="There: note beside the base how far it is, and go on from there if the commit was begun.",
+        ),
         flag("-d", "drop", help="Do not empty the image."),
         flag("--force", help="Go on although images would be lost that were made from those changed."),
         option("-r", "rate", metavar="RATE", type=SizeType("rate limit", 1), help="Bytes a second at most."),

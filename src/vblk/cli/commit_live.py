@@ -42,6 +42,8 @@ def run_live(arguments: Arguments, console: Console) -> int:
             base_node=arguments.base,
             speed=arguments.rate,
             verify=arguments.verify or None,
+            delete=arguments.delete or None,
+            resume=arguments.resume or None,
         )
         with shown_progress(
             console,

@@ -1,4 +1,4 @@
-"""The node over a disk that is mirrored, for those who want one by name.
+"""The node over a disk that is mirrored or committed, for those who want one by name.
 
 Owns: nothing. It passes every request on, and lives as long as its job.
 """
@@ -8,21 +8,30 @@ from typing import ClassVar
 from vblk.filters.passing import PassingNode
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
+from vblk.options import check_node_name
 
 
 class MirrorTop(PassingNode):
-    """A filter that does nothing; mirroring is done below it."""
+    """A filter that does nothing; mirroring, of the active layer of a commit too, is done below it."""
 
     driver: ClassVar[str] = "mirror_top"
 
 
-async def put_mirror_top(graph: Graph, node: Node, name: str) -> MirrorTop:
+class CommitTop(MirrorTop):
+    """The same for a commit of layers below the active one."""
+
+    driver: ClassVar[str] = "commit_top"
+
+
+async def put_job_top(graph: Graph, node: Node, name: str, kind: type[MirrorTop] = MirrorTop) -> MirrorTop:
     """Put a filter of that name between a node and its users, and keep it.
 
     Raises:
+        OptionError: It cannot be a name.
         GraphError: There is a node of that name, or the users cannot be moved.
     """
-    filter = MirrorTop(name, node)
+    check_node_name(name)
+    filter = kind(name, node)
     filter.put_over(graph)
     try:
         await graph.insert_filter(node, filter)
@@ -33,7 +42,7 @@ async def put_mirror_top(graph: Graph, node: Node, name: str) -> MirrorTop:
     return filter
 
 
-async def take_mirror_top(graph: Graph, filter: Node) -> None:
+async def take_job_top(graph: Graph, filter: Node) -> None:
     """Let the users of such a filter use what is below it, and close it."""
     await graph.remove_filter(filter)
     await graph.let_go(filter)

@@ -17,11 +17,11 @@ Source: [MS-VHDX] "Parent Locator"; QEMU's QMP reference, block-commit and block
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from vblk.codec.guid import new_guid
+from vblk.codec.guid import Guid, new_guid
 from vblk.drivers.qcow2 import has_protocol
 from vblk.drivers.vhdx import VhdxNode
 from vblk.drivers.vhdx_links import set_locator
@@ -87,18 +87,21 @@ class Stretch:
     def between(cls, top: Node, base: Node | None) -> "Stretch":
         """Return the images from `top` down to one that stands on `base`, which is below it.
 
+        Filters are left out.
+
         Raises:
-            GraphError: There is a filter among them, or what says nothing of its data.
+            GraphError: Something among them says nothing of its data.
         """
         layers: list[Mapper] = []
         node: Node | None = top
         while node is not None and node is not base:
-            if not isinstance(node, Mapper):
+            if isinstance(node, Mapper):
+                layers.append(node)
+            elif not isinstance(node, Filter) or node.below is None:
                 raise GraphError(
                     f"node '{node.name}' ({node.driver}) is in the way: take it out of the chain"
                 )
-            layers.append(node)
-            node = node.child(Role.BACKING)
+            node = node.child(Role.BACKING) if isinstance(node, Mapper) else node.below
         return cls(tuple(layers), base)
 
     @property
@@ -110,12 +113,22 @@ class Stretch:
         """Say what the layers hold of a range of the disk; what the base alone knows is left out."""
         return without_small_holes(await self.top.changes(offset, length, self.layers[1:]))
 
-    def edges(self) -> list[Edge]:
-        """Return the edges by which the images stand on each other, and on the base."""
+    def edges(self, *, to_base: bool = True) -> list[Edge]:
+        """Return the edges by which the images stand on each other and, with `to_base`, on the base.
+
+        Those of filters between them are among these.
+
+        Raises:
+            GraphError: It is another chain meanwhile.
+        """
         below: list[Node | None] = [*self.layers[1:], self.base]
+        links = list(zip(self.layers, below, strict=True))
         edges: list[Edge] = []
-        for layer, node in zip(self.layers, below, strict=True):
+        for layer, node in links if to_base else links[:-1]:
             edge = layer.children.get(Role.BACKING.value)
+            while edge is not None and edge.node is not node and isinstance(edge.node, Filter):
+                edges.append(edge)
+                edge = next(each for each in edge.node.children.values() if each.role is Role.FILTERED)
             if (None if edge is None else edge.node) is not node:
                 raise GraphError(f"somebody changed what node '{layer.name}' stands on meanwhile")
             edges += [] if edge is None else [edge]
@@ -215,6 +228,8 @@ class Grip(Hold):
         pinned = [*also, *overlays(graph, stretch.top), *stretch.layers, stretch.base]
         super().__init__(graph, stretch, user, why, pinned)
         self.base = stretch.base
+        self.paths = [local_path(layer) for layer in stretch.layers]
+        """Where the layers are, also when they are closed."""
         self.reading: Handle
         self.writing: Handle
         self._shared = Permission.ALL if is_active else SHARED_BY_READER
@@ -223,8 +238,9 @@ class Grip(Hold):
         graph, stack, layers, base = self.graph, self._stack, self.stretch.layers, self.base
         await self._let_write(base)
         edges = self.stretch.edges()
-        graph.rewire(Rewiring(access=dict.fromkeys(edges, IDLE)))
-        stack.callback(self._restore, edges)
+        links = [edge for edge in edges if edge.role is Role.BACKING]
+        graph.rewire(Rewiring(access=dict.fromkeys(links, IDLE)))
+        stack.callback(self._restore, links)
         self.reading = self._hold(layers[0], READING, self._shared)
         for layer in layers[1:]:
             self._hold(layer, Permission.NONE, Permission.ALL & ~Permission.CONSISTENT_READ)
@@ -244,15 +260,22 @@ class Grip(Hold):
         """Tell whether what failed is the base, or what stores it."""
         return error.filename in {node.filename for node in reachable(self.base)}
 
-    async def announce(self) -> None:
-        """Let the base be changed under a VHDX image that stands on it: that will accept it, and does now."""
+    async def announce(self, told: Callable[[Guid | None], Awaitable[None]] | None = None) -> None:
+        """Let the base be changed under a VHDX image that stands on it: that will accept it, and does now.
+
+        `told` is told of the base's coming identity before it has that; None: it is no matter of identities.
+        """
         child, base = self.stretch.layers[-1], without_filters(self.base)
         if not isinstance(child, VhdxNode) or not isinstance(base, VhdxNode) or child.image.locator is None:
+            if told is not None:
+                await told(None)
             return
         present = base.image.data_write_guid
         coming = present if base.writer.changed else new_guid()
         async with changeable(self.graph, child):
             await set_locator(child, announced(child.image.locator, present, coming))
+        if told is not None:
+            await told(coming)
         if coming != present:
             base.writer.become(coming)
             await base.writer.begin()

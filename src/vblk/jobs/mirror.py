@@ -26,7 +26,7 @@ from contextlib import (
 from typing import Any, ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
-from vblk.filters.mirror_top import take_mirror_top
+from vblk.filters.job_top import take_job_top
 from vblk.graph.dirty_bitmap import DirtyBitmap, granularity_for
 from vblk.graph.edge import IDLE
 from vblk.graph.edges import Rewiring, reachable
@@ -490,7 +490,7 @@ class MirrorJob(BlockJob):
             for handle in (self._target, self._source):
                 steps.push_async_callback(self._graph.release, handle)
             if self._filter is not None:
-                steps.push_async_callback(take_mirror_top, self._graph, self._filter)
+                steps.push_async_callback(take_job_top, self._graph, self._filter)
             steps.callback(self._bonds.close)
             self._copy_mode = CopyMode.BACKGROUND
             await self._take_on_copy_mode()

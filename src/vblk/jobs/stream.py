@@ -46,8 +46,8 @@ class Pull(Hold):
             self._hold(node, READING, SHARED_BY_READER)
         async with self.graph.drained(top):
             self.filler = self._stack.enter_context(filled(top))
-        edges = self.stretch.edges()
-        self._freezing.enter_context(frozen(edges if self.stretch.base is None else edges[:-1]))
+        edges = self.stretch.edges(to_base=self.stretch.base is None)
+        self._freezing.enter_context(frozen(edges))
 
     async def stand_on_base(self, name: str | None) -> None:
         """Let the image stand on what the last of the others stands on, first in its file."""

@@ -64,13 +64,14 @@ class SweepJob(BlockJob):
     def _is_reading(self, error: BlockError) -> bool:
         """Tell whether a failure is one of reading."""
 
-    async def sweep(self, size: int) -> None:
-        """Go over the first `size` bytes of the disk.
+    async def sweep(self, size: int, start: int = 0) -> None:
+        """Go over the first `size` bytes of the disk, from `start` on.
 
         Raises:
             BlockError: A failure that ends the job.
         """
         self._size = size
+        self._at = self.current = start
         while not self._over or self._again:
             await self.pause_point()
             if self._stumbled:

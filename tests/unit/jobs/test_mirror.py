@@ -10,7 +10,7 @@ import pytest
 from tests.support.manual_clock import ManualClock
 from tests.support.mirror_lab import SIZE, Lab, failing, in_lab
 from vblk.errors import JobError, StorageError
-from vblk.filters.mirror_top import put_mirror_top
+from vblk.filters.job_top import put_job_top
 from vblk.graph.edge import WRITING
 from vblk.jobs.block_job import OnError
 from vblk.jobs.mirror import PAUSE
@@ -151,7 +151,7 @@ def test_users_go_on_though_the_source_cannot_be_flushed_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(room: Lab) -> None:
-        filter = await put_mirror_top(room.graph, room.source, "top")
+        filter = await put_job_top(room.graph, room.source, "top")
 
         async def flush() -> None:
             raise StorageError(errno.EIO)

@@ -7,17 +7,21 @@ Ordering rule: what cannot be is refused before anything begins.
 """
 
 import os
+from contextlib import AsyncExitStack
+from itertools import takewhile
 
 from vblk.aio.clock import LoopClock
 from vblk.drivers.vhdx_parent import local_path
-from vblk.errors import GraphError
+from vblk.errors import BlockError, GraphError
+from vblk.filters.job_top import CommitTop, MirrorTop, put_job_top, take_job_top
 from vblk.graph.edge import Role
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Node
 from vblk.jobs.block_job import BlockJob, OnError
+from vblk.jobs.commit_journal import CommitJournal, FinishedCommit
 from vblk.jobs.job import Life
 from vblk.jobs.live_chain import Grip, Stretch, standing, without_filters
-from vblk.jobs.live_commit import ActiveCommitJob, CommitJob
+from vblk.jobs.live_commit import ActiveCommitJob, CommitJob, FinishJob
 from vblk.monitor.commands.creating import require_new_job
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import Object
@@ -28,7 +32,7 @@ TABLE = CommandTable()
 
 
 class BlockCommit(Object, kw_only=True):
-    """The arguments of `block-commit`. `verify` is not in QEMU."""
+    """The arguments of `block-commit`; `verify`, `delete` and `resume` are not in QEMU."""
 
     job_id: str | None = None
     device: str
@@ -39,9 +43,12 @@ class BlockCommit(Object, kw_only=True):
     backing_file: str | None = None
     speed: int = 0
     on_error: OnError = OnError.REPORT
+    filter_node_name: str | None = None
     auto_finalize: bool = True
     auto_dismiss: bool = True
     verify: bool = False
+    delete: bool = False
+    resume: bool = False
 
 
 @TABLE.command("block-commit")
@@ -49,20 +56,7 @@ async def block_commit(daemon: Daemon, arguments: BlockCommit) -> None:
     """Commit layers into a backing image."""
     device = _device(daemon, arguments.device)
     daemon.graph.require_unpinned(device)
-    top = _top(daemon, device, arguments)
-    base = _base(daemon, top, arguments)
-    if top is base:
-        raise QmpError("cannot commit an image into itself")
-    is_active = without_filters(top) is without_filters(device)
-    if is_active and arguments.backing_file is not None:
-        raise QmpError("'backing-file' specified, but 'top' is the active layer")
     id = arguments.job_id or arguments.device
-    require_new_job(daemon, id)
-    require_speed(arguments.speed)
-    stretch = Stretch.between(without_filters(top), base)
-    why = "block device is in use by block job: commit"
-    grip = Grip(daemon.graph, stretch, f"block job '{id}'", why, also=[device], is_active=is_active)
-    await grip.take()
     life = Life(
         listener=daemon.job_event,
         clock=LoopClock(),
@@ -71,19 +65,75 @@ async def block_commit(daemon: Daemon, arguments: BlockCommit) -> None:
         auto_dismiss=arguments.auto_dismiss,
     )
     job: BlockJob
-    if is_active:
-        job = ActiveCommitJob(id, grip, arguments.on_error, verify=arguments.verify, **life)
+    try:
+        top = _top(daemon, device, arguments)
+    except (QmpError, GraphError) as error:
+        finished = _finished(daemon, device, arguments)
+        if finished is None:
+            raise error
+        require_new_job(daemon, id)
+        job = FinishJob(id, daemon.graph, finished, delete=arguments.delete, **life)
     else:
-        job = CommitJob(
-            id,
-            grip,
-            arguments.on_error,
-            backing_file=arguments.backing_file,
-            verify=arguments.verify,
-            **life,
-        )
+        job = await _job(daemon, device, top, arguments, id, life)
     daemon.jobs[id] = job
     job.start()
+
+
+async def _job(
+    daemon: Daemon, device: Node, top: Node, arguments: BlockCommit, id: str, life: Life
+) -> BlockJob:
+    """Take the chain, and return the job."""
+    base = _base(daemon, top, arguments)
+    if top is base:
+        raise QmpError("cannot commit an image into itself")
+    is_active = without_filters(top) is without_filters(device)
+    if is_active and arguments.backing_file is not None:
+        raise QmpError("'backing-file' specified, but 'top' is the active layer")
+    if is_active and arguments.resume:
+        raise QmpError("'resume' is for layers below the active one")
+    require_new_job(daemon, id)
+    require_speed(arguments.speed)
+    stretch = Stretch.between(without_filters(top), base)
+    filter = journal = None
+    async with AsyncExitStack() as undo:
+        if arguments.resume:
+            journal = CommitJournal(stretch)
+            journal.claim()
+            undo.callback(journal.close)
+        if arguments.filter_node_name is not None:
+            kind = MirrorTop if is_active else CommitTop
+            filter = await put_job_top(daemon.graph, stretch.top, arguments.filter_node_name, kind)
+            undo.push_async_callback(take_job_top, daemon.graph, filter)
+        why = "block device is in use by block job: commit"
+        grip = Grip(daemon.graph, stretch, f"block job '{id}'", why, also=[device], is_active=is_active)
+        await grip.take()
+        undo.pop_all()
+    on_error, verify, delete = arguments.on_error, arguments.verify, arguments.delete
+    if is_active:
+        return ActiveCommitJob(id, grip, on_error, verify=verify, delete=delete, filter=filter, **life)
+    return CommitJob(
+        id,
+        grip,
+        on_error,
+        backing_file=arguments.backing_file,
+        verify=verify,
+        delete=delete,
+        journal=journal,
+        filter=filter,
+        **life,
+    )
+
+
+def _finished(daemon: Daemon, device: Node, arguments: BlockCommit) -> FinishedCommit | None:
+    """Return what is left of the same commit where it died with its layers out of the chain already."""
+    if not arguments.resume:
+        return None
+    base = _base(daemon, device, arguments)
+    above = takewhile(lambda node: node is not base, standing(device))
+    try:
+        return FinishedCommit([*above, base])
+    except BlockError:
+        return None
 
 
 def require_speed(speed: int) -> None:

@@ -11,9 +11,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from vblk.aio.clock import LoopClock
-from vblk.errors import GraphError, OptionError
 from vblk.filters.copies import CopiesNode
-from vblk.filters.mirror_top import put_mirror_top, take_mirror_top
+from vblk.filters.job_top import put_job_top, take_job_top
 from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING
 from vblk.graph.node import Filter, Node
 from vblk.graph.registry import Graph
@@ -143,8 +142,8 @@ async def _start(
         undo.push_async_callback(graph.release, writing)
         filter = None
         if filter_name is not None:
-            filter = await _filter(daemon, source, filter_name)
-            undo.push_async_callback(take_mirror_top, graph, filter)
+            filter = await put_job_top(graph, source, filter_name)
+            undo.push_async_callback(take_job_top, graph, filter)
         job = MirrorJob(
             id,
             graph,
@@ -162,14 +161,6 @@ async def _start(
         undo.pop_all()
     daemon.jobs[id] = job
     job.start()
-
-
-async def _filter(daemon: Daemon, source: Node, name: str) -> Node:
-    try:
-        check_node_name(name)
-        return await put_mirror_top(daemon.graph, source, name)
-    except (OptionError, GraphError) as error:
-        raise QmpError(error.message) from error
 
 
 def _replaced(graph: Graph, source: Node, name: str) -> Node:

@@ -1,0 +1,42 @@
+"""The journal beside a target: its name, and the lock of whoever works by it.
+
+Owns: that one job at a time works by a journal. What stands in it is the business
+of `vblk.jobs.resumption` and `vblk.jobs.ledger`.
+
+Ordering rule: a journal is locked before it is read, and a new one before it takes
+its name.
+"""
+
+import fcntl
+import os
+from typing import Final
+
+from vblk.errors import JobError
+
+_NAME_MAX: Final = 180
+
+
+def beside(target: str, what: str) -> str:
+    """Return the name of a hidden file in the folder of `target`, a path without symbolic links."""
+    folder, base = os.path.split(target)
+    return os.path.join(folder, f".{base[:_NAME_MAX]}.vblk-{what}")
+
+
+def open_locked(path: str, target: str) -> int:
+    """Open the journal at `path`, making an empty one where there is none, and lock it.
+
+    Raises:
+        JobError: Somebody else works by it.
+        OSError: It cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise JobError("somebody copies to this target now", filename=target) from None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # whoever held it has come to the end, or has put another in its place
