@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar, Unpack
 
 from vblk.codec.guid import Guid
-from vblk.errors import BlockError, JobError
+from vblk.errors import BlockError, CopyDiffers, JobError
 from vblk.filters.job_top import take_job_top
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.node import Node, Span
@@ -113,7 +113,13 @@ class CommitJob(SweepJob):
                 await checker.check(group)
 
         spans = walk_by(self.look, 0, self._grip.reading.size)
-        await check_all(grouped(spans, checker.digests.unit), check)
+        try:
+            await check_all(grouped(spans, checker.digests.unit), check)
+        except CopyDiffers:
+            self.current = 0  # who resumes the job has all of it brought down again
+            if self._journal is not None:
+                await self._note(partial(self._journal.note, 0))
+            raise
 
     def query_progress(self) -> dict[str, Any]:
         """Return what `query-job-progress` says, and how much was compared, where that is wanted."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import chain_lab, mirror_lab
+from tests.support.commits import commit
 from tests.support.lying import let_lie
 from tests.unit.jobs import test_backup as backups
-from tests.unit.jobs.test_live_commit import commit
 from vblk.aio.clock import LoopClock
 from vblk.drivers.raw_create import NewRawImage
 from vblk.errors import CopyDiffers
