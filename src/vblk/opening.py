@@ -38,6 +38,7 @@ PROTOCOLS = {
     "null-aio": "vblk.protocols.null",
     "nbd": "vblk.protocols.nbd",
     "ssh": "vblk.protocols.ssh",
+    "gluster": "vblk.protocols.gluster",
 }
 FORMATS = {
     "luks": "vblk.drivers.luks",
@@ -59,7 +60,7 @@ KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
         "blklogwrites blkreplay compress preallocate "
-        "ftp ftps gluster http https iscsi nfs nvme rbd"
+        "ftp ftps http https iscsi nfs nvme rbd"
     ).split()
 )
 """Formats, protocols and filters that others have and this version has not."""

@@ -20,6 +20,7 @@ from vblk.jobs.target import Target
 from vblk.opening import open_image
 from vblk.options import CreateOptions, NodeOptions, bind_create, parse_create_options, parse_filename
 from vblk.options.creation import announcement, help_lines, option_names
+from vblk.protocols.remote_files import MAKERS
 
 _LOCAL = (None, "file", "host_device")
 
@@ -200,7 +201,7 @@ def target_of(name: str) -> Target:
     while isinstance(below, NodeOptions):
         if below.driver in _LOCAL and "filename" in below.own:
             return str(below.own["filename"])
-        if below.driver == "ssh":
+        if below.driver in MAKERS:
             return below
         if below.driver not in (None, "raw", *_LOCAL):
             raise Failure(f"Protocol driver '{below.driver}' does not support image creation")

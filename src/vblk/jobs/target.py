@@ -30,6 +30,7 @@ from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.opening import open_image
 from vblk.options import NodeOptions, NodeReference, to_filename
+from vblk.protocols.remote_files import make_remote_file
 
 if TYPE_CHECKING:
     from vblk.jobs.resumption import Journal
@@ -166,9 +167,7 @@ async def _new_file(
 
 @asynccontextmanager
 async def _new_remote_file(graph: Graph, options: NodeOptions, cache: str) -> AsyncGenerator[Node]:
-    from vblk.protocols.ssh import make_node
-
-    node = await make_node(graph, options.own, filename=to_filename(options), cache=cache)
+    node = await make_remote_file(graph, options, filename=to_filename(options), cache=cache)
     keeper = graph.hold(node, "the new image", Permission.NONE)
     try:
         yield node

@@ -86,6 +86,10 @@ def _plain(options: NodeOptions) -> str | None:
         from vblk.options.ssh import ssh_name
 
         return ssh_name(own)
+    if options.driver == "gluster":
+        from vblk.options.gluster import gluster_name
+
+        return gluster_name(own)
     if own.keys() == {"uri"} and not options.children:
         return str(own["uri"])
     below = {name: _plain_child(child) for name, child in options.children.items() if child is not None}

@@ -154,6 +154,10 @@ def _leaf_options(driver: str, text: str) -> dict[str, Scalar]:
         from vblk.options.ssh import parse_ssh_name
 
         return dict(parse_ssh_name(text))
+    if driver == "gluster":
+        from vblk.options.gluster import parse_gluster_name
+
+        return dict(parse_gluster_name(text))
     return {"uri": text}
 
 

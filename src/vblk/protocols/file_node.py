@@ -22,11 +22,11 @@ from vblk.aio.engine import Engine, storage_error
 from vblk.aio.file_calls import open_again
 from vblk.aio.inline import InlineReader, InlineWriter
 from vblk.errors import BlockError, StorageError, Unsupported
-from vblk.extent import Kind
 from vblk.graph.alignment import Aligner, whole_blocks
 from vblk.graph.edge import WRITING, Permission
 from vblk.graph.node import Buffer, Leaf, Preallocation, Span
 from vblk.protocols.cache_mode import CacheMode
+from vblk.protocols.data_runs import spans_of
 from vblk.protocols.file_space import Space
 from vblk.protocols.image_lock import ImageLock
 from vblk.runtime.flush_sequencer import FlushSequencer
@@ -287,18 +287,9 @@ class FileNode(Leaf):
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """Tell data from holes; what is past the end of the file is a hole."""
-        spans: list[Span] = []
-        end = offset + length
-        inside = min(end, max(offset, self._size))
-        while offset < inside:
-            runs = await self.blocking(partial(self.space.segments, offset, inside), "map")
-            for is_data, run_end in runs:
-                kind = Kind.DATA if is_data else Kind.ZERO
-                spans.append(Span(kind, offset, run_end - offset, self, offset))
-                offset = run_end
-        if offset < end:
-            spans.append(Span(Kind.ZERO, offset, end - offset, self, offset))
-        return spans
+        return await spans_of(
+            self, offset, length, lambda at, end: self.blocking(partial(self.space.segments, at, end), "map")
+        )
 
     async def allocated_bytes(self) -> int | None:
         """Return the bytes that the file takes on its file system."""

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
+from functools import partial
 
 from vblk.aio.file_calls import (
     KEEP_SIZE,
@@ -19,14 +20,12 @@ from vblk.aio.file_calls import (
     device_zero_out,
     fallocate,
 )
+from vblk.protocols.data_runs import Runs, data_runs
 from vblk.units import MIB
 
 _UNSUPPORTED = frozenset(
     {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV, errno.EPERM}
 )
-
-SEGMENTS_MAX = 4096
-"""The most holes and data runs that one call looks for."""
 
 
 class Space(ABC):
@@ -70,7 +69,7 @@ class Space(ABC):
         """Give the space of a range back, or return False."""
 
     @abstractmethod
-    def segments(self, offset: int, end: int) -> list[tuple[bool, int]]:
+    def segments(self, offset: int, end: int) -> Runs:
         """Return (is data, end) of runs from `offset` on, gapless, up to `end` or fewer."""
 
     @abstractmethod
@@ -128,35 +127,16 @@ class FileSpace(Space):
             return False
         return True
 
-    def segments(self, offset: int, end: int) -> list[tuple[bool, int]]:
+    def segments(self, offset: int, end: int) -> Runs:
         """Ask for holes with SEEK_DATA and SEEK_HOLE; see `Space.segments`."""
-        found: list[tuple[bool, int]] = []
-        while offset < end and len(found) < SEGMENTS_MAX:
-            if not self._can_seek_data:
-                found.append((True, end))
-                break
-            data = self._seek(offset, os.SEEK_DATA, end)
-            if data > offset:
-                found.append((False, min(data, end)))
-            if data < end:
-                hole = self._seek(data, os.SEEK_HOLE, end)
-                if hole <= data:
-                    hole = end  # the file changes under us; say the safe thing
-                found.append((True, min(hole, end)))
-            offset = found[-1][1]
-        return found
-
-    def _seek(self, offset: int, whence: int, end: int) -> int:
-        """Return the next data or hole; `end` where there is none."""
-        try:
-            return os.lseek(self._fd, offset, whence)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return end
-            if error.errno not in _UNSUPPORTED:
-                raise
-            self._can_seek_data = False
-            return offset if whence == os.SEEK_DATA else end
+        if self._can_seek_data:
+            try:
+                return data_runs(partial(os.lseek, self._fd), offset, end)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                self._can_seek_data = False
+        return [(True, end)]
 
     def allocated(self) -> int:
         """Count the file's blocks; see `Space.allocated`."""
@@ -211,7 +191,7 @@ class DeviceSpace(Space):
             return False
         return True
 
-    def segments(self, offset: int, end: int) -> list[tuple[bool, int]]:
+    def segments(self, offset: int, end: int) -> Runs:
         """Call everything data: a device does not tell its holes."""
         return [(True, end)]
 

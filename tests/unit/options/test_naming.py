@@ -48,7 +48,7 @@ def refusal_of(text: str, format: str | None = None) -> str:
         ("null-aio://", leaf("null-aio")),
         ("nbd:unix:/s", leaf("nbd", **{"server.type": "unix", "server.path": "/s"})),
         ("ssh://u@h:22/x", leaf("ssh", user="u", host="h", port="22", path="/x")),
-        ("gluster+tcp://h/v/x", leaf("gluster", uri="gluster+tcp://h/v/x")),
+        ("iscsi://h/v/x", leaf("iscsi", uri="iscsi://h/v/x")),
         ("https://h/x", leaf("https", uri="https://h/x")),
         ("fat:rw:d", leaf("vvfat", uri="fat:rw:d")),
         ("blkdebug::x", over(leaf(None, filename="x"), "blkdebug", "image")),

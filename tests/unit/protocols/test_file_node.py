@@ -16,7 +16,7 @@ from vblk.aio.threads import ThreadEngine
 from vblk.errors import NodeFailed, NoSpace, ReadOnly, StorageError, Unsupported
 from vblk.extent import Kind
 from vblk.graph.node import Preallocation
-from vblk.protocols import file_space
+from vblk.protocols import data_runs, file_space
 from vblk.protocols.cache_mode import CACHE_MODES
 from vblk.protocols.file_node import FileNode
 from vblk.units import KIB, MIB
@@ -282,7 +282,7 @@ def test_what_is_past_the_end_is_a_hole(path: Path) -> None:
 
 
 def test_more_holes_than_one_call_finds_are_all_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_space, "SEGMENTS_MAX", 4)
+    monkeypatch.setattr(data_runs, "RUNS_MAX", 4)
     with path.open("wb") as file:
         for index in range(16):
             file.seek(index * 128 * KIB)
