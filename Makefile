@@ -13,7 +13,7 @@ TEST_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs
               mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount 7zz=7zip nbdkit=nbdkit nbdcopy=libnbd-bin \
               cryptsetup=cryptsetup-bin fio=fio qemu-nbd=qemu-utils qemu-storage-daemon=qemu-system-common \
               fusermount3=fuse3 nbdsh=python3-libnbd nbd-client=nbd-client qemu-system-x86_64=qemu-system-x86 \
-              busybox=busybox-static sshd=openssh-server glusterd=glusterfs-server gluster=glusterfs-client
+              busybox=busybox-static sshd=openssh-server glusterd=glusterfs-server gluster=glusterfs-client nginx=nginx-light
 DEMO_TOOLS := mkfs.ext4=e2fsprogs debugfs=e2fsprogs
 BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount \
                fio=fio nbdkit=nbdkit nbdcopy=libnbd-bin qemu-nbd=qemu-utils

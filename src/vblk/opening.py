@@ -39,6 +39,8 @@ PROTOCOLS = {
     "nbd": "vblk.protocols.nbd",
     "ssh": "vblk.protocols.ssh",
     "gluster": "vblk.protocols.gluster",
+    "http": "vblk.protocols.http",
+    "https": "vblk.protocols.http",
 }
 FORMATS = {
     "luks": "vblk.drivers.luks",
@@ -60,7 +62,7 @@ KNOWN_ELSEWHERE = frozenset(
     (
         "bochs cloop dmg parallels qcow qed vdi vmdk vpc vvfat "
         "blklogwrites blkreplay compress preallocate "
-        "ftp ftps http https iscsi nfs nvme rbd"
+        "ftp ftps iscsi nfs nvme rbd"
     ).split()
 )
 """Formats, protocols and filters that others have and this version has not."""

@@ -90,8 +90,8 @@ def _plain(options: NodeOptions) -> str | None:
         from vblk.options.gluster import gluster_name
 
         return gluster_name(own)
-    if own.keys() == {"uri"} and not options.children:
-        return str(own["uri"])
+    if own.keys() in ({"uri"}, {"url"}) and not options.children:
+        return str(next(iter(own.values())))
     below = {name: _plain_child(child) for name, child in options.children.items() if child is not None}
     if None in below.values():
         return None

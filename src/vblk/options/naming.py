@@ -44,6 +44,7 @@ _PREFIXES: Final = {name: name for name in PROTOCOLS - {"memory", "vvfat"}} | {
 """What may stand before the first colon, and the driver that it chooses."""
 
 _FILES: Final = ("file", "host_device", "host_cdrom")
+_WEB: Final = ("http", "https", "ftp", "ftps")
 _NULLS: Final = ("null-co", "null-aio")
 
 
@@ -158,7 +159,7 @@ def _leaf_options(driver: str, text: str) -> dict[str, Scalar]:
         from vblk.options.gluster import parse_gluster_name
 
         return dict(parse_gluster_name(text))
-    return {"uri": text}
+    return {"url" if driver in _WEB else "uri": text}
 
 
 def _strip_prefix(text: str, prefix: str) -> str:

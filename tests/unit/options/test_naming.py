@@ -49,7 +49,7 @@ def refusal_of(text: str, format: str | None = None) -> str:
         ("nbd:unix:/s", leaf("nbd", **{"server.type": "unix", "server.path": "/s"})),
         ("ssh://u@h:22/x", leaf("ssh", user="u", host="h", port="22", path="/x")),
         ("iscsi://h/v/x", leaf("iscsi", uri="iscsi://h/v/x")),
-        ("https://h/x", leaf("https", uri="https://h/x")),
+        ("https://h/x", leaf("https", url="https://h/x")),
         ("fat:rw:d", leaf("vvfat", uri="fat:rw:d")),
         ("blkdebug::x", over(leaf(None, filename="x"), "blkdebug", "image")),
         ("blkdebug::file:a:b", over(leaf("file", filename="./a:b"), "blkdebug", "image")),
