@@ -28,6 +28,7 @@ from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
 from vblk.cli.values import NumberType, SizeType
 from vblk.errors import BlockError, CopyDiffers
+from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
 from vblk.graph.registry import Graph
@@ -106,11 +107,12 @@ async def run(arguments: Arguments, console: Console) -> int:
         sources = [await open_named(graph, name, arguments, console) for name in names]
         if arguments.snapshot is not None:
             raise no_snapshots(sources[0].node.driver)
+        bitmaps: Sequence[DirtyBitmap] = ()
         if arguments.bitmaps:
-            if all(source.node.driver == "qcow2" for source in sources):
-                raise Failure("copying bitmaps is not in this version of vblk: merge them with 'vblk bitmap'")
-            raise Failure("Source lacks bitmap support")
-        await _Conversion(graph, arguments, console, sources, target, creation).run()
+            from vblk.cli.bitmap_copy import bitmaps_of
+
+            bitmaps = bitmaps_of(sources, console, skip_broken=arguments.skip_broken_bitmaps)
+        await _Conversion(graph, arguments, console, sources, target, creation, bitmaps).run()
     return SUCCESS
 
 
@@ -157,6 +159,7 @@ class _Conversion:
     sources: Sequence[Handle]
     target: str
     creation: Request | None
+    bitmaps: Sequence[DirtyBitmap]
 
     @property
     def _size(self) -> int:
@@ -227,6 +230,10 @@ class _Conversion:
 
     async def _copy(self, made: Made, journal: "Journal | None", *, differences: bool) -> None:
         arguments, target = self.arguments, made.handle
+        if arguments.bitmaps:
+            from vblk.cli.bitmap_copy import require_keeping
+
+            require_keeping(target.node)
         mover = Mover(self.graph.engine)
         checker = self._checker(target, mover) if arguments.verify else None
         with self._shown("convert") as progress:
@@ -250,6 +257,10 @@ class _Conversion:
                 await target.flush()
         if checker is not None:
             await self._verify(checker)
+        if self.bitmaps:
+            from vblk.cli.bitmap_copy import copy_bitmaps
+
+            await copy_bitmaps(self.graph, target.node, self.bitmaps)
 
     def _shown(self, what: str) -> AbstractContextManager[Progress | None]:
         arguments = self.arguments
@@ -324,8 +335,8 @@ VERB = Verb(
         ),
         flag("-W", "out_of_order", help="Allow the pieces to be written in any order."),
         flag("--salvage", help="Replace what cannot be read by zeros, and say where."),
-        flag("--bitmaps", help="Refused: this version copies no bitmaps."),
-        flag("--skip-broken-bitmaps", help="Refused, as --bitmaps."),
+        flag("--bitmaps", help="Copy the dirty bitmaps that are kept of the image, too."),
+        flag("--skip-broken-bitmaps", help="With a warning, copy none of those that are inconsistent."),
         option(
             "-l", "snapshot", metavar="SNAPSHOT", help="Refused: no format of this version has snapshots."
         ),

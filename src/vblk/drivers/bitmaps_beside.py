@@ -37,6 +37,14 @@ def forget_bitmaps(path: str) -> None:
         os.unlink(sidecar_path(path))
 
 
+def move_bitmaps(path: str, to: str) -> None:
+    """Let what is kept of an image follow to its new name; what was kept of another one there goes."""
+    try:
+        os.rename(sidecar_path(path), sidecar_path(to))
+    except OSError:
+        forget_bitmaps(to)
+
+
 class BitmapsBeside(Mapper):
     """An image whose persistent dirty bitmaps are kept in a file beside it, where it is a local file."""
 

@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vblk.aio.file_calls import set_extent_size_hint, set_no_copy_on_write, sync_folder
-from vblk.drivers.bitmaps_beside import forget_bitmaps
+from vblk.drivers.bitmaps_beside import forget_bitmaps, move_bitmaps
 from vblk.errors import BlockError, CopyDiffers, StorageError, Unsupported
 from vblk.graph.creation import FileOptions, NewImage
 from vblk.graph.edge import Permission
@@ -315,6 +315,6 @@ def _publish(place: _Place, *, durable: bool) -> None:
         os.rename(place.temporary, place.path)
     except OSError as error:
         raise _not_created(place.name, error) from error
-    forget_bitmaps(place.path)
+    move_bitmaps(place.temporary, place.path)
     if durable:
         sync_folder(os.path.dirname(place.path))
