@@ -74,6 +74,23 @@ async def more_counts(session: Session) -> None:
     await disk.write(8 * KIB, 4 * KIB)
 
 
+async def packed(session: Session) -> None:
+    """Compress whole clusters, over others that are and are not, and write over pieces of them."""
+    disk = session.disk
+    graph, node = session.opened
+    node.compress(graph.engine)
+    await disk.write(0, 256 * KIB)
+    await disk.write(320 * KIB, 100 * KIB)
+    await disk.flush()
+    await disk.write(60 * KIB, 8 * KIB)
+    await asyncio.gather(disk.write(128 * KIB, 192 * KIB), disk.write(1024 * KIB, 64 * KIB))
+    await disk.discard(320 * KIB, 64 * KIB)
+    await disk.flush()
+    node.compress(None)
+    await disk.write(192 * KIB, 64 * KIB)
+    await disk.write_zeroes(1024 * KIB, 64 * KIB, unmap=True)
+
+
 async def bitmaps(session: Session) -> None:
     """Keep bitmaps from the first change on, through two openings, and let one of them go."""
     disk = session.disk
@@ -92,7 +109,7 @@ async def bitmaps(session: Session) -> None:
 
 
 WORKLOADS: dict[str, Callable[[Session], Awaitable[None]]] = {
-    workload.__name__: workload for workload in (reuse, trim_and_rewrite, cancelled, mixed)
+    workload.__name__: workload for workload in (reuse, trim_and_rewrite, cancelled, mixed, packed)
 }
 
 

@@ -39,9 +39,7 @@ def test_bitmaps_come_along(tmp_path: Path, form: str, target: str, words: list[
     good("compare", "-q", "-f", form, "-F", target, source, copy)
     assert marks(copy, target) == marks(source, form)
     assert sorted(path.name for path in tmp_path.glob(".*")) == sorted(
-        f".{path.name}.vblk-bitmaps"
-        for path, kind in ((source, form), (copy, target))
-        if kind != "qcow2"
+        f".{path.name}.vblk-bitmaps" for path, kind in ((source, form), (copy, target)) if kind != "qcow2"
     )
 
 

@@ -90,6 +90,43 @@ def test_compressed_clusters_are_read_and_written_over(tmp_path: Path, method: s
     qemu("compare", "-f", "raw", "-F", "qcow2", raw, image)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [*OPTIONS, "compression_type=zstd"],
+)
+def test_what_we_compress_is_read_by_qemu(tmp_path: Path, option: str) -> None:
+    raw, image = tmp_path / "raw", tmp_path / "disk.qcow2"
+    raw.write_bytes(content(4) + b"text " * 300_000 + b"-" * 36)
+    words = ("convert", "-c", "-f", "raw", "-O", "qcow2", *options(option))
+    told = good(*words, "--verify", raw, image)
+    assert told.startswith("verified ")
+    qemu("check", image)
+    qemu("compare", "-f", "raw", "-F", "qcow2", raw, image)
+    assert good("check", image) == qemu("check", image)
+    assert " 0.00% compressed" not in qemu("check", image)
+    if "refcount_bits=1" not in option:
+        theirs = tmp_path / "theirs.qcow2"
+        qemu(*words, raw, theirs)
+        assert image.stat().st_blocks <= theirs.stat().st_blocks * 1.2
+    small = tmp_path / "again.qcow2"
+    good("create", "-q", "-f", "qcow2", *options(option), small, str(raw.stat().st_size))
+    good("convert", "-c", "-n", "-f", "raw", "-O", "qcow2", raw, small)
+    qemu("check", small)
+    qemu("compare", "-f", "raw", "-F", "qcow2", raw, small)
+
+
+@pytest.mark.parametrize("form", ["raw", "vhdx"])
+def test_what_cannot_be_compressed_is_refused_as_by_qemu(tmp_path: Path, form: str) -> None:
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(MIB))
+    for words in (["-O", form, "new"], ["-n", "-O", form, "there"]):
+        good("create", "-q", "-f", form, tmp_path / "there", str(MIB))
+        outcome = call("convert", "-c", "-f", "raw", *words[:-1], raw, tmp_path / words[-1])
+        assert outcome.status == 1
+        assert "Compression not supported for this file format" in outcome.err
+        assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_we_wrote_is_read_by_qemu_and_dissect(tmp_path: Path, option: str) -> None:
     raw, image = tmp_path / "raw", tmp_path / "disk.qcow2"

@@ -13,7 +13,7 @@ from vblk.exports.export import Export
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.opening import FILTERS, FORMATS
-from vblk.options import NodeOptions, from_mapping, parse_filename
+from vblk.options import NodeOptions, from_mapping, merge, parse_filename
 from vblk.options.keyval import split_pairs
 
 _OF_THE_DRIVE: Final = frozenset("if id media aio werror rerror index bus unit serial snapshot".split())
@@ -116,12 +116,10 @@ def with_file(node: dict[str, Any], file: str | None) -> NodeOptions:
 def _merged(node: dict[str, Any], level: str, file: str) -> NodeOptions:
     """Put what a file name says under the options."""
     named = parse_filename(file, format="raw")
-    below = named.children["file"]
-    assert isinstance(below, NodeOptions)
-    flat: dict[str, Any] = {**node, f"{level}file.driver": below.driver or "file"}
-    for name, value in below.own.items():
-        flat[f"{level}file.{name}"] = value
-    return from_mapping(flat)
+    below = NodeOptions(children={"file": named.children["file"]})
+    for _ in range(level.count(".")):
+        below = NodeOptions(children={"file": below})
+    return merge(from_mapping(node), below)
 
 
 def exports_of(drive: Drive, exports: "dict[str, Export]") -> list[Export]:

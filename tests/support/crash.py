@@ -129,7 +129,7 @@ async def look(handle: Handle) -> Seen:
     size = handle.size
     wanted: list[tuple[int, int]] = []
     for span in await handle.allocation(0, size):
-        if span.leaf is not None and span.kind.name == "DATA":
+        if span.leaf is not None and span.kind.name in ("DATA", "ENCODED"):
             first, last = span.guest_offset // PAGE, (span.guest_offset + span.length - 1) // PAGE
             if wanted and wanted[-1][1] >= first - 1:
                 wanted[-1] = (wanted[-1][0], last)

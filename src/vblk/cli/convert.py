@@ -27,7 +27,7 @@ from vblk.cli.images import image_graph, image_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
 from vblk.cli.snapshots import check_snapshot_name, no_snapshots
 from vblk.cli.values import NumberType, SizeType
-from vblk.errors import BlockError, CopyDiffers
+from vblk.errors import BlockError, CopyDiffers, Unsupported
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.handle import Handle
 from vblk.graph.plane import Mover
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 SPARSE_MOST = 16 * MIB
 SECTOR = 512
+
+_NO_COMPRESSION = "Compression not supported for this file format"
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class Arguments(TargetArguments):
             target_is_zero=target_is_zero,
             differences=differences,
             salvage=self.salvage,
+            compress=self.compress,
             rate=self.rate,
         )
 
@@ -143,8 +146,8 @@ def _check_combinations(arguments: Arguments) -> None:
         raise Failure("--verify and --salvage do not go together: what cannot be read cannot be compared")
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
         raise Failure("Use of --skip-broken-bitmaps requires --bitmaps")
-    if arguments.compress:
-        raise Failure("Compression not supported for this file format")
+    if arguments.compress and not arguments.skip_create and arguments.form != "qcow2":
+        raise Failure(_NO_COMPRESSION)
     if arguments.snapshot is not None:
         check_snapshot_name(arguments.snapshot)
 
@@ -234,6 +237,11 @@ class _Conversion:
             from vblk.cli.bitmap_copy import require_keeping
 
             require_keeping(target.node)
+        if arguments.compress:
+            try:
+                target.node.compress(self.graph.engine)
+            except Unsupported as error:
+                raise Failure(error.message) from error
         mover = Mover(self.graph.engine)
         checker = self._checker(target, mover) if arguments.verify else None
         with self._shown("convert") as progress:
@@ -312,7 +320,7 @@ VERB = Verb(
     Arguments,
     [
         *target_options(),
-        flag("-c", "compress", help="Refused: raw images are not compressed."),
+        flag("-c", "compress", help="Compress what is written; for qcow2, whose compression_type says how."),
         flag("-C", "copy_offload", help="Let the kernel copy all data, and look for no zeros in it."),
         option(
             "-S",

@@ -25,6 +25,7 @@ from vblk.runtime.page_cache import PageCache
 from vblk.units import MIB
 
 if TYPE_CHECKING:
+    from vblk.aio.engine import Engine
     from vblk.drivers.qcow2_writer import Qcow2Writer
     from vblk.formats.qcow2.check import CheckReport
 
@@ -110,6 +111,10 @@ class Qcow2Node(PlanNode["Qcow2Writer"]):
         except BlockError as error:
             error.filename, error.offset = self.filename, start
             raise
+
+    def compress(self, engine: "Engine | None") -> None:
+        """Compress the whole clusters of whatever is written from now on; with None not any more."""
+        self.writer.compress(engine)
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True

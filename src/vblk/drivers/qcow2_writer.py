@@ -11,9 +11,11 @@ punch, when no read can look at it any more.
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
+from itertools import groupby
 
+from vblk.aio.engine import Engine
 from vblk.drivers.plan_writer import PlanWriter, lengthen, payload_step, pieces
 from vblk.drivers.qcow2 import Qcow2Node
 from vblk.drivers.qcow2_session import Session
@@ -21,6 +23,8 @@ from vblk.errors import BlockError, NodeFailed, Unsupported
 from vblk.extent import Missing
 from vblk.formats.edits import EditedPages, Range
 from vblk.formats.plan import Need
+from vblk.formats.qcow2.compression import laid_out, pack
+from vblk.formats.qcow2.counts import count_max
 from vblk.formats.qcow2.header import Header
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.plan import Plan
@@ -29,11 +33,16 @@ from vblk.formats.qcow2.survey import survey_image
 from vblk.formats.qcow2.tables import missing
 from vblk.formats.qcow2.writing import ClusterWriter
 from vblk.formats.space import Space
-from vblk.graph.node import Node
-from vblk.units import OFFSET_MAX, align_up
+from vblk.graph.node import Buffer, Node
+from vblk.units import MIB, OFFSET_MAX, align_down, align_up
 
 ENTRIES_AT_ONCE = 8192
 """The most clusters that one plan without payload covers."""
+
+COMPRESSED_AT_ONCE = 2 * MIB
+"""The most bytes, or else one cluster, that are compressed into one piece of space."""
+
+SECTOR = 512
 
 PAGES_MAX = 4096
 """How many pages may wait for a flush before one is made."""
@@ -57,6 +66,8 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
         self._making_counts = asyncio.Lock()
         self._to_release: list[Range] = []
         self._releasing: asyncio.Task[None] | None = None
+        self._compression: Engine | None = None
+        """What packs clusters, where whole ones are to be."""
 
     @property
     def _unit(self) -> int:
@@ -78,6 +89,60 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
         """Go on in another node, metadata as well."""
         super().follow_file(file)
         self.session.file = file
+
+    def compress(self, engine: Engine | None) -> None:
+        """Compress the whole clusters of whatever is written from now on; with None not any more."""
+        self._compression = engine
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data`, its whole clusters compressed if that is wanted."""
+        if self._compression is None:
+            await super().write(offset, data)
+            return
+        view, unit = memoryview(data), self._unit
+        for start, length in pieces(offset, len(view), max(unit, COMPRESSED_AT_ONCE), unit):
+            part = view[start - offset : start - offset + length]
+            first = align_up(start, unit)
+            last = start + length if start + length == self.node.size else align_down(start + length, unit)
+            if first >= last:
+                await super().write(start, part)
+                continue
+            if start < first:
+                await super().write(start, part[: first - start])
+            await self._write_compressed(first, part[first - start : last - start], self._compression)
+            if last < start + length:
+                await super().write(last, part[last - start :])
+
+    async def _write_compressed(self, offset: int, view: memoryview, engine: Engine) -> None:
+        """Write whole clusters, those compressed that become smaller by it."""
+        image, unit = self.node.image, self._unit
+        clusters = [view[at : at + unit] for at in range(0, len(view), unit)]
+        method = image.compression
+
+        def pack_all() -> list[bytes | None]:
+            return [pack(_whole(cluster, unit), method) for cluster in clusters]
+
+        packed = await engine.run(pack_all)
+        at = 0
+        for is_smaller, run in groupby(packed, key=lambda each: each is not None):
+            same = list(run)
+            start = at * unit
+            at += len(same)
+            if is_smaller:
+                await self._write_packed(offset + start, [each for each in same if each is not None])
+            else:
+                await super().write(offset + start, view[start : at * unit])
+
+    async def _write_packed(self, offset: int, packed: Sequence[bytes]) -> None:
+        geometry = self.node.image.geometry
+        layout = laid_out([len(each) for each in packed], self._unit, count_max(geometry.refcount_order))
+        data = bytearray(align_up(sum(layout[-1]), SECTOR))
+        for (start, length), each in zip(layout, packed, strict=True):
+            data[start : start + length] = each
+        length = min(len(packed) * self._unit, self.node.size - offset)
+        make = _compressed_plan(offset, layout)
+        async with self._planned(offset, length, make) as plan:
+            await self._bring(plan.places[0].file_offset, memoryview(data))
 
     async def write_zeroes(self, offset: int, length: int, *, unmap: bool, no_fallback: bool) -> None:
         """Make a range read as zeros; see `Node.write_zeroes`."""
@@ -289,6 +354,15 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
         pins.enter_context(self.node.pages.pinned([page]))
         if self.node.pages.get(page) is None:
             await self.node.load(missing(clusters.image.geometry, [page]), pins)
+
+
+def _whole(cluster: memoryview, unit: int) -> memoryview:
+    """Return a cluster, filled up with zeros where the disk ends in it."""
+    return cluster if len(cluster) == unit else memoryview(bytes(cluster).ljust(unit, b"\0"))
+
+
+def _compressed_plan(start: int, layout: Sequence[Range]) -> Callable[[ClusterWriter], Answer]:
+    return lambda clusters: clusters.plan_compressed(start, layout)
 
 
 def _zero_plan(start: int, count: int, unmap: bool) -> Callable[[ClusterWriter], Answer]:

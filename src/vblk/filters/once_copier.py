@@ -133,7 +133,7 @@ class OnceCopier:
                 raise CopyFailed(error, reading=reading) from error
             return
         end = span.guest_offset + span.length
-        step = BUFFER if span.kind is not Kind.ZERO else span.length
+        step = max(BUFFER, self.todo.granularity) if span.kind is not Kind.ZERO else span.length
         for at in range(span.guest_offset, end, step):
             await self._copy_by_memory(at, min(step, end - at), is_zero=span.kind is Kind.ZERO)
 

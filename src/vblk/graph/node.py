@@ -22,6 +22,7 @@ from vblk.extent import Kind
 from vblk.graph.edge import IDLE, Edge, Role
 
 if TYPE_CHECKING:
+    from vblk.aio.engine import Engine
     from vblk.graph.dirty_bitmap import DirtyBitmap
     from vblk.graph.objects import Objects
     from vblk.options import NodeOptions, Scalar
@@ -128,6 +129,14 @@ class Node(ABC):
     def require_storable(self, name: str, granularity: int) -> None:
         """Raise GraphError when what stores this node cannot keep one more dirty bitmap."""
         raise GraphError(f"Can't store persistent bitmaps to {self.name}: Operation not supported")
+
+    def compress(self, engine: "Engine | None") -> None:
+        """Store what is written from now on compressed, as far as that goes; with None not any more.
+
+        Raises:
+            Unsupported: The format cannot.
+        """
+        raise Unsupported("Compression not supported for this file format", filename=self.filename)
 
     def hurry(self) -> None:
         """Hold no request back, until the matching `heed`: somebody waits for what is in flight."""

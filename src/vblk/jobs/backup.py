@@ -82,6 +82,8 @@ class Plan:
     """Whether the kernel copies where it can."""
     verify: bool = False
     """Whether what was copied is compared in the end."""
+    compress: bool = False
+    """Whether the target, which can, stores it compressed."""
 
 
 class BackupJob(BlockJob):
@@ -102,7 +104,7 @@ class BackupJob(BlockJob):
         self._filter = handle.node
         self._copier = handle.node.copier
         self._copier.target_is_zero = plan.target_is_zero
-        self._copier.in_kernel = plan.in_kernel
+        self._copier.in_kernel = plan.in_kernel and not plan.compress
         self._checker: Checker | None = None
         if plan.verify:
             self._checker = Checker(handle.node.target, self._copier.mover, handle.size)
@@ -256,6 +258,8 @@ class BackupJob(BlockJob):
         """Lead the users back to the disk, and let go of both nodes."""
         graph, filter = self._graph, self._filter
         self._pins.close()
+        if self._plan.compress:
+            filter.target.compress(None)
         if not self._handle.closed:
             async with graph.changing(filter):
                 filter.end_keeping()

@@ -29,7 +29,7 @@ from vblk.jobs.progress import Progress
 from vblk.jobs.rate import RateLimit
 from vblk.jobs.walk import walk, walk_salvaging
 from vblk.runtime.fan_out import fan_out
-from vblk.units import GIB, KIB, MIB, align_up
+from vblk.units import GIB, KIB, MIB, align_down, align_up
 
 KERNEL_PIECE = 128 * MIB
 """What the kernel is handed in one go; where it can share extents that is one call."""
@@ -62,7 +62,8 @@ class CopyPlan:
     leaves out what the target shows already, as a new child does its parent's
     data: the rest is compared, by units of `DIFFERENCE_UNIT` bytes, unless the
     kernel copies or everything is written. `salvage` replaces what cannot be read
-    with zeros. `rate` is in bytes a second.
+    with zeros. `compress` writes whole clusters, for a target that compresses them.
+    `rate` is in bytes a second.
     """
 
     workers: int = 8
@@ -72,6 +73,7 @@ class CopyPlan:
     target_is_zero: bool = False
     differences: bool = False
     salvage: bool = False
+    compress: bool = False
     rate: int | None = None
 
 
@@ -169,9 +171,9 @@ class CopyJob:
         """Where in the target the pieces go that are being copied, in their order."""
         self._handed_out = 0
         """Where the last piece ends that a worker has taken."""
-        self._zero_unit = (
-            ZEROS_LEFT_OUT if plan.target_is_zero and plan.sparse is None and not plan.offload else 0
-        )
+        self._zero_unit = 0
+        if plan.target_is_zero and plan.sparse is None and not plan.offload:
+            self._zero_unit = target.node.allocation_unit if plan.compress else ZEROS_LEFT_OUT
         unwatched = SEARCHED_PIECE if self._zero_unit else KERNEL_PIECE
         self._step = unwatched if progress is None else WATCHED_PIECE
 
@@ -241,10 +243,29 @@ class CopyJob:
             if start < end:
                 yield cut(span, start, end - start)
 
+    async def _in_whole_clusters(self, source: Source) -> AsyncIterator[Span]:
+        """Yield the spans of a source, of data all clusters of the target in which there is any."""
+        unit, shift = self._target.node.allocation_unit, source.shift
+        at, length = source.span
+        end = at + length
+        async for span in self._spans(source):
+            if span.kind is Kind.ZERO:
+                start, stop = span.guest_offset, span.guest_offset + span.length
+                start = align_up(start + shift, unit) - shift
+                stop = stop if stop == end else align_down(stop + shift, unit) - shift
+                if start < stop:
+                    if at < start:
+                        yield Span(Kind.DATA, at, start - at)
+                    yield Span(Kind.ZERO, start, stop - start)
+                    at = stop
+        if at < end:
+            yield Span(Kind.DATA, at, end - at)
+
     async def _pieces(self) -> AsyncIterator[_Piece]:
         number = 0
         for source in self._sources:
-            async for span in self._spans(source):
+            spans = self._in_whole_clusters(source) if self._plan.compress else self._spans(source)
+            async for span in spans:
                 if span.kind is Kind.ZERO and self._plan.sparse != 0 and self._plan.target_is_zero:
                     continue
                 step = self._step_for(span)
@@ -259,6 +280,8 @@ class CopyJob:
     def _step_for(self, span: Span) -> int:
         if span.kind is Kind.ZERO and self._plan.sparse != 0:
             return self._target.node.allocation_unit or MEMORY_PIECE if self._compares else ZERO_PIECE
+        if self._plan.compress:
+            return align_up(min(self._step, MEMORY_PIECE), self._target.node.allocation_unit)
         return self._step if self._is_for_kernel(span) else min(self._step, MEMORY_PIECE)
 
     def _is_for_kernel(self, span: Span) -> bool:
@@ -267,6 +290,7 @@ class CopyJob:
             span.kind is Kind.DATA
             and not plan.sparse
             and not plan.salvage
+            and not plan.compress
             and not self._compares
             and self._target_in_kernel
             and has_descriptor(span.leaf)
@@ -367,6 +391,8 @@ class CopyJob:
 
     async def _write(self, goal: int, data: bytearray) -> None:
         unit = self._plan.sparse or self._zero_unit
+        if unit and self._plan.compress:
+            unit = align_up(unit, self._target.node.allocation_unit)
         if not unit:
             await self._target.write(goal, data)
             return

@@ -223,7 +223,7 @@ def test_what_cannot_be_backed_up_is_refused_and_leaves_nothing() -> None:
                     "Could not create node: Duplicate nodes with node-name='target'",
                 ),
                 ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
-                ({"compress": True}, None),
+                ({"compress": True}, "Compression is not supported for this drive target"),
                 ({"sync": "bitmap"}, "must provide a valid bitmap name for 'bitmap' sync mode"),
                 ({"sync": "none", "bitmap": "b", "bitmap_mode": "always"}, None),
                 ({"bitmap": "b"}, "Bitmap sync mode must be given when providing a bitmap"),

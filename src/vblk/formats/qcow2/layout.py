@@ -111,6 +111,14 @@ class Geometry:
         sectors = ((entry & (COMPRESSED - 1)) >> shift) + 1
         return offset, sectors * SECTOR - offset % SECTOR
 
+    def compressed_entry(self, file_offset: int, length: int) -> int:
+        """Return the entry that names a compressed cluster of so many bytes."""
+        shift = 62 - (self.cluster_bits - 8)
+        more_sectors = (file_offset + length - 1) // SECTOR - file_offset // SECTOR
+        assert file_offset < 1 << shift
+        assert more_sectors < 1 << 62 - shift
+        return COMPRESSED | more_sectors << shift | file_offset
+
     def clusters_of(self, file_offset: int, length: int) -> range:
         """Return the file offsets of the clusters that a range touches."""
         start = file_offset & -self.cluster_size

@@ -16,10 +16,12 @@ class Plan(plan.Plan):
 
     `entries` are by file offset. `counted` is space taken that is a refcount
     block, by its index, and counts itself, `tables` whole new pages of tables.
+    `references` says of clusters that were taken how many there are, where not one.
     """
 
     counted: dict[int, Place] = field(default_factory=lambda: dict[int, Place]())
     tables: dict[int, bytes] = field(default_factory=lambda: dict[int, bytes]())
+    references: dict[int, int] = field(default_factory=lambda: dict[int, int]())
 
     @property
     def changes_nothing(self) -> bool:

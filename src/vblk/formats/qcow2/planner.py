@@ -15,12 +15,13 @@ Source: docs/interop/qcow2.txt, "Cluster mapping", "Host cluster management".
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from vblk.errors import CorruptImage, Reason
 from vblk.extent import Missing
+from vblk.formats.edits import Range
 from vblk.formats.plan import Need, NeedsRoom, Piece
 from vblk.formats.qcow2.counts import set_count
 from vblk.formats.qcow2.image import Qcow2Image
@@ -184,6 +185,25 @@ class Planner:
         else:
             place = self._allocate(start, low, high, entry).file_offset
         self._plan.add_payload(low, high - low, place + low - start)
+
+    def compressed(self, layout: Sequence[Range]) -> Answer:
+        """Map whole clusters to where they are compressed; see `ClusterWriter.plan_compressed`."""
+        return self._complete(lambda: self._compress(layout))
+
+    def _compress(self, layout: Sequence[Range]) -> None:
+        geometry, references = self._geometry, self._plan.references
+        base = self._take_only(sum(layout[-1])).file_offset
+        for start, length in layout:
+            for cluster in geometry.clusters_of(base + start, length):
+                references[cluster] = references.get(cluster, 0) + 1
+        first = self._start
+
+        def visit(start: int, low: int, high: int, entry: int) -> None:
+            at, length = layout[(start - first) // geometry.cluster_size]
+            self._release(entry)
+            self._put(geometry.compressed_entry(base + at, length))
+
+        self._walk(visit, needs_tables=True)
 
     def zero(self, start: int, low: int, high: int, entry: int) -> None:
         """Zero a range whose space is kept, if it has its own."""
@@ -390,10 +410,14 @@ class Planner:
 
     def some_space(self, length: int) -> Answer:
         """Take space in one piece, for a table that the caller makes."""
-        return self._complete(lambda: self._take_only(length))
 
-    def _take_only(self, length: int) -> None:
-        self._take(-(-length // self._geometry.cluster_size) * self._geometry.cluster_size)
+        def make() -> None:
+            self._take_only(length)
+
+        return self._complete(make)
+
+    def _take_only(self, length: int) -> Place:
+        return self._take(-(-length // self._geometry.cluster_size) * self._geometry.cluster_size)
 
 
 def new_block(geometry: Geometry, block: int, used: int) -> dict[int, bytes]:

@@ -19,9 +19,10 @@ Source: docs/interop/qcow2.txt, "Host cluster management", "Cluster mapping".
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from vblk.formats.edits import EditedPages, PageEditor, PageStore
+from vblk.formats.edits import EditedPages, PageEditor, PageStore, Range
 from vblk.formats.qcow2.counts import count_max, get_count, set_count
 from vblk.formats.qcow2.image import Qcow2Image
 from vblk.formats.qcow2.layout import ENTRY_SIZE
@@ -77,6 +78,14 @@ class ClusterWriter:
         """
         planner = Planner(self, guest_offset, guest_offset + length)
         return planner.over_clusters(planner.write, needs_tables=True)
+
+    def plan_compressed(self, guest_offset: int, layout: Sequence[Range]) -> Answer:
+        """Plan where compressed clusters go, all in one piece of space, which the caller fills.
+
+        `layout` says of each, in the disk's order, where in that piece it begins, and its length in bytes.
+        """
+        end = min(guest_offset + len(layout) * self.image.geometry.cluster_size, self.image.geometry.size)
+        return Planner(self, guest_offset, end).compressed(layout)
 
     def plan_zero(self, guest_offset: int, length: int, *, unmap: bool) -> Answer:
         """Plan to make a range read as zeros; with `unmap` whole clusters lose their space."""
@@ -135,7 +144,8 @@ class ClusterWriter:
         pages = PageEditor(self.edits)
         for place in plan.places:
             for cluster in geometry.clusters_of(place.file_offset, place.length):
-                self._change_count(pages, cluster, _first_reference)
+                references = plan.references.get(cluster, 1)
+                self._change_count(pages, cluster, partial(_first_references, references))
         for at, data in plan.tables.items():
             self.edits.store.drop(at)  # what stood here once is not this table
             self.edits.edit(at, data)
@@ -192,6 +202,6 @@ class ClusterWriter:
         plan.pages = set()
 
 
-def _first_reference(count: int) -> int:
+def _first_references(references: int, count: int) -> int:
     assert count == 0, "space that is free has no references"
-    return 1
+    return references

@@ -10,7 +10,7 @@ backups of a transaction are of the same instant, for nothing is in flight then.
 from dataclasses import replace
 
 from vblk.aio.clock import LoopClock
-from vblk.errors import OptionError
+from vblk.errors import BlockError, OptionError
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import Role
 from vblk.graph.node import Node
@@ -115,8 +115,6 @@ async def drive_backup(daemon: Daemon, arguments: DriveBackup) -> Undo:
 def _plan(source: Node, arguments: BackupOptions) -> Plan:
     """Return how the disk is backed up; what the options say of bitmaps fits together."""
     bitmap = _bitmap(source, arguments)
-    if arguments.compress:
-        raise QmpError("compress=true is not in this version of vblk: no format writes compressed clusters")
     if arguments.verify and arguments.sync is SyncMode.NONE:
         raise QmpError("verify=true wants a backup that comes to an end, which sync mode 'none' does not")
     incremental = arguments.sync is SyncMode.INCREMENTAL
@@ -135,6 +133,7 @@ def _plan(source: Node, arguments: BackupOptions) -> Plan:
         piece=min(perf.max_chunk or PIECE, PIECE),
         in_kernel=perf.use_copy_range,
         verify=arguments.verify,
+        compress=arguments.compress,
     )
 
 
@@ -179,6 +178,11 @@ async def _start(daemon: Daemon, source: Node, target: Node, arguments: BackupOp
             raise QmpError(f"Could not create node: {error.message}") from error
         if any(node.name == name for node in daemon.graph.nodes()):
             raise QmpError(f"Could not create node: Duplicate nodes with node-name='{name}'")
+    if plan.compress:
+        try:
+            target.compress(daemon.graph.engine)
+        except BlockError as error:
+            raise QmpError(f"Compression is not supported for this drive {target.name}") from error
     together = batch.get()
     job: BackupJob = await prepare_backup(
         id,

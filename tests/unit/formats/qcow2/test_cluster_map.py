@@ -1,5 +1,6 @@
 """From guest ranges to extents, on tables written by hand."""
 
+import random
 import struct
 import zlib
 
@@ -7,7 +8,7 @@ import pytest
 
 from vblk.errors import CorruptImage
 from vblk.extent import Extent, Kind, Missing
-from vblk.formats.qcow2.compression import unpack
+from vblk.formats.qcow2.compression import laid_out, pack, unpack
 from vblk.formats.qcow2.header import Header
 from vblk.formats.qcow2.mapping import ClusterMap
 
@@ -131,3 +132,32 @@ def test_a_compressed_cluster_that_is_none_is_refused(data: bytes) -> None:
 
 def test_a_compressed_cluster_never_unpacks_to_more_than_a_cluster() -> None:
     assert unpack(deflated(bytes(1 << 24)), "zlib", CLUSTER) == bytes(CLUSTER)
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_what_is_packed_is_unpacked(method: str) -> None:
+    data = bytes(range(256)) * 16
+    packed = pack(memoryview(data), method)
+    assert packed is not None
+    assert len(packed) < len(data)
+    assert unpack(packed + b"rest", method, CLUSTER) == data
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_what_would_not_become_smaller_is_not_packed(method: str) -> None:
+    assert pack(memoryview(random.Random(1).randbytes(CLUSTER)), method) is None
+
+
+def test_packed_clusters_lie_behind_each_other() -> None:
+    assert laid_out([3000, 3000, 100], CLUSTER, 65535) == [(0, 3000), (3000, 3000), (6000, 100)]
+
+
+def test_no_space_has_more_references_than_can_be_counted() -> None:
+    assert laid_out([100, 100, 4000, 100, 100], CLUSTER, 3) == [
+        (0, 100),
+        (100, 100),
+        (200, 4000),
+        (4200, 100),
+        (4300, 100),
+    ]
+    assert laid_out([100, 4000, 100], CLUSTER, 1) == [(0, 100), (CLUSTER, 4000), (2 * CLUSTER, 100)]
