@@ -97,7 +97,6 @@ def test_convert_over_an_existing_image_writes_zeros_too(tmp_path: Path) -> None
         (["-O", "foo", "a", "t"], "Unknown file format 'foo'"),
         (["-c", "a", "t"], "Compression not supported for this file format"),
         (["-B", "x", "a", "t"], "Backing file not supported for file format 'raw'"),
-        (["--bitmaps", "a", "t"], "Source lacks bitmap support"),
         (["--skip-broken-bitmaps", "a", "t"], "Use of --skip-broken-bitmaps requires --bitmaps"),
         (["-t", "foo", "a", "t"], "Invalid cache option: foo"),
         (["-T", "foo", "a", "t"], "Invalid source cache option: foo"),
