@@ -6,7 +6,7 @@ What the bytes mean, and what the options are, is for the subclasses.
 """
 
 from abc import abstractmethod
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vblk.extent import Missing
@@ -77,11 +77,12 @@ class PlanNode(Mapper, Generic[AnyWriter]):
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Read through the whole chain; what is being read is not used anew meanwhile."""
-        if self._writer is None:
+        with self.reading():
             await super().read_into(offset, buffer)
-            return
-        with self._writer.reading():
-            await super().read_into(offset, buffer)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Keep what is mapped now from being used anew while the block runs."""
+        return super().reading() if self._writer is None else self._writer.reading()
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write payload, taking space for it where it has none."""

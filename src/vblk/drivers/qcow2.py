@@ -17,7 +17,6 @@ from vblk.extent import Extent, Kind, Missing
 from vblk.formats.qcow2 import Qcow2Image, Snapshot, load_image, read_snapshots, unpack
 from vblk.formats.qcow2.bitmaps import Directory, read_directory
 from vblk.formats.qcow2.layout import BITMAPS, EXTENSION_BITMAPS
-from vblk.graph.edge import Role
 from vblk.graph.node import Node, Preallocation
 from vblk.graph.site import Site
 from vblk.options import NodeOptions, bind, check_children, says_not_which
@@ -326,8 +325,7 @@ async def _attach_backing(site: Site, node: Qcow2Node) -> None:
             return
         # What the user said about the parent was about this image's, which the options name.
         site.request = site.request._replace(rules=site.request.rules._replace(parent=None))
-        backing = await site.child("backing")
-        site.graph.attach(node, Role.BACKING, backing)
+        await site.attach_backing(node)
     elif node.image.header.backing_file is None:
         return
     elif site.request.backing:

@@ -20,7 +20,6 @@ from vblk.drivers.plan_node import PlanNode
 from vblk.errors import OptionError
 from vblk.extent import Extent, Missing
 from vblk.formats.vhdx import Candidate, VhdxImage, load_image
-from vblk.graph.edge import Role
 from vblk.graph.mapper import INLINE_MAX
 from vblk.graph.node import Buffer, Node, Preallocation
 from vblk.graph.site import ChainRules, Site
@@ -324,8 +323,7 @@ async def _attach_backing(site: Site, node: VhdxNode, rules: ChainRules) -> None
             raise OptionError("Driver doesn't support backing files", filename=site.filename)
         # What the user said about the parent was about this image's, which the options name.
         site.request = site.request._replace(rules=site.request.rules._replace(parent=None))
-        backing = await site.child("backing")
-        site.graph.attach(node, Role.BACKING, backing)
+        await site.attach_backing(node)
     elif not node.image.has_parent:
         return
     elif site.request.backing:

@@ -21,10 +21,12 @@ from typing import Any, ClassVar, Final
 from vblk.aio.clock import Clock
 from vblk.aio.engine import Engine
 from vblk.errors import BlockError, GraphError, OptionError, StorageError, Unsupported
+from vblk.filters.fleeced import end_fleecing, fleece
 from vblk.filters.once_copier import CopyFailed, OnceCopier
 from vblk.filters.passing import PassingNode
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import IDLE, Access, Edge, Permission, Role
+from vblk.graph.edges import reachable
 from vblk.graph.node import Buffer, Node, Preallocation
 from vblk.graph.recording import find_bitmap
 from vblk.graph.registry import Graph
@@ -122,20 +124,34 @@ class CopyBeforeWriteNode(PassingNode):
         graph.add(self)
         graph.attach(self, Role.FILTERED, self.file, "file")
         graph.attach(self, Role.TARGET, self.target, TARGET)
+        self.begin_fleecing()
+
+    def begin_fleecing(self) -> None:
+        """Let the target, if it stands on the disk, show the disk as it was; nothing is in flight on it."""
+        if self.file in reachable(self.target):
+            fleece(self.target, self.reading_old, self.old_is_still)
 
     def end_keeping(self) -> None:
         """Let changes pass from now on; the disk as it was cannot be read any more."""
         self._is_keeping = False
+        end_fleecing(self.target)
         self.own_access = IDLE
         self.broken = GraphError("the old bytes are not kept any more")
 
     def child_changed(self, edge: Edge) -> None:
         """Go on with the children that are there now."""
         if edge.role is Role.TARGET:
+            end_fleecing(self.target)
             self.target = self.copier.target = edge.node
+            self.begin_fleecing()
         else:
             super().child_changed(edge)
             self.copier.source = edge.node
+
+    async def close(self) -> None:
+        """Let go of the target."""
+        end_fleecing(self.target)
+        await super().close()
 
     async def before(self, operation: str, offset: int, length: int) -> None:
         """Keep the old bytes before a change."""
@@ -241,5 +257,7 @@ async def open_node(site: Site) -> CopyBeforeWriteNode:
         bitmap = find_bitmap(site.graph.find(options.bitmap.node), options.bitmap.name)
         node.only(bitmap)
     await site.take(node, file, "file", Role.FILTERED)
-    site.graph.attach(node, Role.TARGET, target, TARGET)
+    async with site.graph.drained(target):
+        site.graph.attach(node, Role.TARGET, target, TARGET)
+        node.begin_fleecing()
     return node

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vblk.errors import Cycle, GraphError, NodeBusy, PermissionConflict
-from vblk.graph.edge import Access, Edge, Permission, Role
+from vblk.graph.edge import IDLE, Access, Edge, Permission, Role, access_of
 from vblk.graph.node import Node
 
 DEPTH_MAX = 256
@@ -40,6 +40,8 @@ class Edges:
 
     def __init__(self) -> None:
         self._users: dict[Node, list[Edge]] = {}
+        self._loose: set[Edge] = set()
+        """Edges to backing images that allow what the users of their parents allow."""
 
     def __contains__(self, node: Node) -> bool:
         return node in self._users
@@ -59,6 +61,14 @@ class Edges:
             edge.frozen = False
         self.apply(Rewiring(removed=edges))
         return [edge.node for edge in edges]
+
+    def loosen(self, edge: Edge) -> None:
+        """Let an edge to a backing image, not in use yet, go by the users of its parent.
+
+        Without any it is idle. While they read only, and let others write, it lets the backing image be
+        written to, as QEMU does. Else, and once somebody says what it is, it is as any other.
+        """
+        self._loose.add(edge)
 
     def to(self, node: Node) -> list[Edge]:
         """Return the edges that lead to a node, the oldest first."""
@@ -92,6 +102,8 @@ class Edges:
         except BaseException:
             self._change(inverse)
             raise
+        self._loose -= set(rewiring.access)
+        self._loose -= set(rewiring.removed)
         return inverse
 
     def check(self, rewiring: Rewiring, *, as_if: Mapping[Node, bool] | None = None) -> None:
@@ -129,17 +141,39 @@ class Edges:
         """Judge the users of nodes, and let filters pass on what theirs do; return what that was before."""
         before: dict[Edge, Access] = {}
         try:
-            for node in _filters_first(nodes):
+            for node in self._parents_first(nodes):
                 self._judge(node, as_if.get(node, node.read_only))
                 for edge in node.children.values():
                     if edge.role is Role.FILTERED:
                         before[edge] = edge.access
                         edge.access = self._passed_on(node)
+                    elif edge in self._loose:
+                        before[edge] = edge.access
+                        edge.access = self._allowed(node)
         except BaseException:
             for edge, access in before.items():
                 edge.access = access
             raise
         return before
+
+    def _parents_first(self, nodes: Iterable[Node]) -> list[Node]:
+        """Return nodes, and all whose uses follow from theirs, so that a parent comes before its children."""
+        ordered: list[Node] = []
+        seen: set[Node] = set()
+        stack = [(node, False) for node in nodes]
+        while stack:
+            node, is_done = stack.pop()
+            if is_done:
+                ordered.append(node)
+            elif node not in seen:
+                seen.add(node)
+                stack.append((node, True))
+                stack += [
+                    (edge.node, False)
+                    for edge in node.children.values()
+                    if edge.role is Role.FILTERED or edge in self._loose
+                ]
+        return ordered[::-1]
 
     def _passed_on(self, node: Node) -> Access:
         """Return what a filter does with its child: what its users do, and what it says itself."""
@@ -150,6 +184,20 @@ class Edges:
         for edge in users:
             permissions |= edge.permissions
             shared &= edge.shared
+        return Access(permissions, shared)
+
+    def _allowed(self, node: Node) -> Access:
+        """Return what a node does with its backing image, by what its users do and allow."""
+        users = self._users.get(node)
+        if not users:
+            return IDLE
+        permissions, shared = access_of(Role.BACKING, read_only=True)
+        write = Permission.WRITE
+        if all(
+            edge.shared & write and (edge.role is Role.TARGET or not edge.permissions & write)
+            for edge in users
+        ):
+            shared |= write | Permission.RESIZE
         return Access(permissions, shared)
 
     def _judge(self, node: Node, read_only: bool) -> None:
@@ -236,22 +284,6 @@ def _levels_below(node: Node) -> int:
             edge.node for member in level for edge in member.children.values() if edge.role is not Role.FILE
         }
     return count
-
-
-def _filters_first(nodes: Iterable[Node]) -> list[Node]:
-    """Return nodes, and all that filters pass on to, so that a filter comes before its children."""
-    ordered: list[Node] = []
-    seen: set[Node] = set()
-    stack = [(node, False) for node in nodes]
-    while stack:
-        node, is_done = stack.pop()
-        if is_done:
-            ordered.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack += [(edge.node, False) for edge in node.children.values() if edge.role is Role.FILTERED]
-    return ordered[::-1]
 
 
 def _refuse_conflict(new: Edge, old: Edge) -> None:

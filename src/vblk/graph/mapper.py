@@ -10,7 +10,7 @@ pinned and its range is held; payload is only moved between the two.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from vblk.errors import CorruptImage, GraphError, Reason, Unsupported
 from vblk.extent import Extent, Kind, Missing
@@ -143,6 +143,10 @@ class Mapper(Node):
         """Fill `buffer`, pieces that lie apart side by side."""
         await read_spans(await self.resolve(offset, len(buffer)), offset, buffer)
 
+    def reading(self) -> AbstractContextManager[None]:
+        """Keep what is mapped now from being used anew while the block runs."""
+        return nullcontext()
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write payload to the places that the format allocates for it."""
         self.require_writable()
@@ -220,7 +224,7 @@ class Mapper(Node):
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
         """As `resolve`, with the holes of the leaves as zeros."""
-        return await _without_holes(await self.resolve(offset, length))
+        return await without_holes(await self.resolve(offset, length))
 
     async def changes(self, offset: int, length: int, below: Sequence["Mapper"] = ()) -> list[Span]:
         """Say what this image holds of a range, and what the images `below` it hold that shows through.
@@ -229,7 +233,7 @@ class Mapper(Node):
         them is zeros: that is what the disk shows there, whatever comes below.
         Holes of the leaves are zeros, too.
         """
-        return await _without_holes(await self._changes(offset, length, below))
+        return await without_holes(await self._changes(offset, length, below))
 
     async def _changes(self, offset: int, length: int, below: Sequence["Mapper"]) -> list[Span]:
         spans: list[Span] = []
@@ -257,7 +261,7 @@ class Mapper(Node):
             if extent.kind is Kind.ABSENT:
                 start = extent.guest_offset
                 spans += await self._seen_of(below, start, start + extent.length)
-        return await _without_holes(spans)
+        return await without_holes(spans)
 
     @property
     def file(self) -> Node:
@@ -319,7 +323,7 @@ class Mapper(Node):
         await self._file.flush()
 
 
-async def _without_holes(spans: Sequence[Span]) -> list[Span]:
+async def without_holes(spans: Sequence[Span]) -> list[Span]:
     """Return the spans with the holes of their leaves as zeros."""
     refined: list[Span] = []
     for span in coalesce(spans):

@@ -120,10 +120,13 @@ class Graph:
         """Return the edges that lead to a node."""
         return self.edges.to(node)
 
-    def attach(self, parent: Node, role: Role, child: Node, name: str = "") -> Edge:
+    def attach(
+        self, parent: Node, role: Role, child: Node, name: str = "", *, is_loose: bool = False
+    ) -> Edge:
         """Make `child` play `role` for `parent`, with the permissions that follow.
 
-        `name` is what the parent calls the child, where it is not the role's name.
+        `name` is what the parent calls the child, where it is not the role's name. `is_loose`: see
+        `Edges.loosen`.
 
         Raises:
             PermissionConflict: Another user of the child excludes this one.
@@ -132,6 +135,8 @@ class Graph:
             GraphError: The child is not in this graph (any more).
         """
         edge = edge_of(parent, role, child, name)
+        if is_loose:
+            self.edges.loosen(edge)
         self.rewire(Rewiring(added=[edge]))
         return edge
 

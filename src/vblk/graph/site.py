@@ -101,6 +101,15 @@ class Site:
         self.graph.attach(node, role, child, key)
         return node
 
+    async def attach_backing(self, node: Node) -> None:
+        """Let a node stand on what the options name under `backing`.
+
+        Raises: as `Graph.attach`.
+        """
+        backing = await self.child(Role.BACKING.value)
+        is_reference = isinstance(self.options.children[Role.BACKING.value], NodeReference)
+        self.graph.attach(node, Role.BACKING, backing, is_loose=is_reference)
+
     async def abandon(self) -> None:
         """Close what was opened through this site and got no user, parents first.
 
