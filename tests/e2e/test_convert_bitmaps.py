@@ -43,6 +43,14 @@ def test_bitmaps_come_along(tmp_path: Path, form: str, target: str, words: list[
     )
 
 
+def test_a_bitmap_of_an_overlay_is_merged_into_one_of_its_backing_image(tmp_path: Path) -> None:
+    base, top = image(tmp_path, "qcow2"), tmp_path / "top.qcow2"
+    good("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+    good("bitmap", "--add", top, "three")
+    good("bitmap", "--add", "--merge", "three", "-b", top, "-F", "qcow2", base, "four")
+    assert "name: four" in good("info", base)
+
+
 @pytest.mark.interop
 def test_it_says_what_qemu_img_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = image(tmp_path, "qcow2")

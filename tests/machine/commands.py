@@ -8,7 +8,7 @@ from typing import Any
 from tests.machine.drives import Drive
 from tests.machine.machine import Machine
 from vblk.graph.statistics import Statistics, block_stats
-from vblk.monitor.commands import daemon_commands, exports
+from vblk.monitor.commands import daemon_commands, exports, qom
 from vblk.monitor.commands.nodes import describe_node
 from vblk.monitor.schema import FuseExportOptions, NbdExportOptions, Object
 from vblk.monitor.table import CommandTable
@@ -55,6 +55,16 @@ async def quit(machine: Machine) -> None:
     for export in list(machine.exports.values()):
         await export.stop(hard=True)
     machine.ended.set()
+
+
+@TABLE.command("qom-set")
+async def qom_set(machine: Machine, arguments: qom.QomValue) -> None:
+    """Change a property of an object, or the node of a device."""
+    drive = machine.drive_of(arguments.path)
+    if drive is None or drive.handle is None or arguments.property != "drive":
+        await qom.qom_set(machine, arguments)
+    else:
+        await machine.put_in(drive, machine.find_either(str(arguments.value)))
 
 
 @TABLE.command("query-block")

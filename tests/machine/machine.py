@@ -49,6 +49,25 @@ class Machine(Daemon):
         """Return the node of a drive, or of a name."""
         return self.find_device(name, None) if name in self.drives else super().find_either(name)
 
+    def find_guest_device(self, name: str) -> Node:
+        """Return the node of a device, by its name or its path."""
+        drive = self.drive_of(name)
+        return super().find_guest_device(name) if drive is None or drive.node is None else drive.node
+
+    def drive_of(self, device: str) -> Drive | None:
+        """Return what a guest's device has, by its name or its path."""
+        for drive in self.drives.values():
+            path = drive.path.removesuffix("/virtio-backend")
+            if path and device in (path, path.rpartition("/")[2]):
+                return drive
+        return None
+
+    async def put_in(self, drive: Drive, node: Node) -> None:
+        """Let a device use another node, with nothing in flight."""
+        assert drive.handle is not None
+        async with self.graph.changing(drive.handle.node, node):
+            self.graph.rewire(Rewiring(moved={drive.handle.edge: node}))
+
     async def add_drive(self, options: DriveOptions, *, snapshot: bool = False) -> None:
         """Open the medium of a drive, and put it in; with `snapshot` every medium stays as it is."""
         handle = None

@@ -64,11 +64,16 @@ async def run(arguments: Arguments, console: Console) -> int:
     granularity = _check(arguments)
     filename, name = arguments.operands
     async with image_graph(arguments, console) as graph:
-        handle = await open_named(graph, filename, arguments, console, read_only=False)
+        handle = await open_named(graph, filename, arguments, console, read_only=False, backing=False)
         source = handle.node
         if arguments.source_file is not None:
             opened = await open_named(
-                graph, arguments.source_file, arguments, console, format=arguments.source_format
+                graph,
+                arguments.source_file,
+                arguments,
+                console,
+                format=arguments.source_format,
+                backing=False,
             )
             source = opened.node
         for operation, other in arguments.steps:

@@ -115,6 +115,14 @@ class Daemon:
         """
         return self.graph.find(name)
 
+    def find_guest_device(self, name: str) -> Node:
+        """Return the node that a guest's device has.
+
+        Raises:
+            GraphError: There is no such device: there are none in this daemon.
+        """
+        raise GraphError(f"Device '{name}' not found")
+
     def find_device(self, device: str | None, node_name: str | None) -> Node:
         """Return the node that a command names by one of two members.
 

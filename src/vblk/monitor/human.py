@@ -225,10 +225,11 @@ async def _block_resize(monitor: HumanMonitor, arguments: Arguments) -> None:
 async def _qemu_io(monitor: HumanMonitor, arguments: Arguments) -> None:
     from vblk.monitor.qemu_io import run_line
 
+    daemon, name = monitor.daemon, arguments["device"]
     try:
-        node = monitor.daemon.find_either(arguments["device"])
+        node = daemon.find_guest_device(name) if arguments.get("d") else daemon.find_either(name)
     except GraphError:
-        node = monitor.daemon.find_device(None, arguments["device"])  # which says it in QEMU's words
+        node = daemon.find_device(None, name)  # which says it in QEMU's words
     text = await run_line(monitor.daemon, node, arguments["command"], monitor.io_output)
     if text:
         monitor.say(text.rstrip("\n"))
@@ -375,8 +376,8 @@ COMMANDS: Final = (
     ),
     HumanCommand(
         "qemu-io",
-        (_DEVICE, Parameter("command")),
-        '[device] "[command]"',
+        (Parameter("d", flag=True), _DEVICE, Parameter("command")),
+        '[-d] [device] "[command]"',
         "run a qemu-io command on a block device",
         _qemu_io,
     ),

@@ -173,7 +173,7 @@ _ERRORS: Final[dict[int, int]] = {
 }
 _CODES: Final[dict[int, ErrorCode]] = {
     **{number: ErrorCode(code) for code, number in _ERRORS.items()},
-    errno.EACCES: ErrorCode.EPERM,
+    errno.EACCES: ErrorCode.EINVAL,  # as QEMU: a range that is not kept of a snapshot cannot be asked for
     errno.EROFS: ErrorCode.EPERM,
     errno.EDQUOT: ErrorCode.ENOSPC,
     errno.EFBIG: ErrorCode.ENOSPC,
