@@ -15,6 +15,7 @@ from vblk.extent import Kind
 from vblk.filters.fleeced import Fleeced
 from vblk.graph.edge import READING, WRITING
 from vblk.graph.handle import Handle
+from vblk.graph.node import Node
 from vblk.units import KIB, MIB
 
 SIZE = 4 * MIB
@@ -110,6 +111,48 @@ def test_a_filter_over_the_disk_fleeces_it(tmp_path: Path) -> None:
         await call("blockdev-del", node_name="fleece")
 
     in_lab(tmp_path, "raw", scenario)
+
+
+def test_a_change_waits_for_who_is_reading_the_same_range(tmp_path: Path) -> None:
+    async def scenario(room: Lab) -> None:
+        graph = room.talk.daemon.graph
+        await room.talk.call("blockdev-backup", job_id="b", device="disk", target="fleece", sync="none")
+        reader = graph.hold(graph.find("fleece"), "the backup program", READING)
+        entered, leave = asyncio.Event(), asyncio.Event()
+        let_wait(graph.find("disk").below, entered, leave)
+        buffer = bytearray(64 * KIB)
+        reading = asyncio.ensure_future(reader.read_into(0, memoryview(buffer)))
+        await entered.wait()
+        writing = asyncio.ensure_future(room.guest.write(0, b"new" * 1000))
+        await asyncio.wait([writing], timeout=0.3)
+        assert not writing.done()
+        leave.set()
+        await reading
+        await writing
+        assert buffer == room.old[: 64 * KIB]
+        assert await reader.read(0, 64 * KIB) == room.old[: 64 * KIB]
+        await graph.release(reader)
+        await room.talk.call("block-job-cancel", device="b")
+
+    in_lab(tmp_path, "raw", scenario)
+
+
+def let_wait(node: Node | None, entered: asyncio.Event, leave: asyncio.Event) -> None:
+    """Let the next read into a buffer wait, and tell that it does."""
+    assert node is not None
+    honest = type(node)
+
+    async def read_into(self: Node, start: int, buffer: memoryview) -> None:
+        node.__class__ = honest
+        entered.set()
+        await leave.wait()
+        await honest.read_into(self, start, buffer)
+
+    def try_read(self: Node, offset: int, length: int) -> None:
+        """Have the read wait."""
+
+    methods: dict[str, object] = {"read_into": read_into, "try_read": try_read}
+    node.__class__ = type(honest.__name__, (honest,), methods)
 
 
 def test_an_overlay_in_use_for_writing_lets_nobody_write_below_it(tmp_path: Path) -> None:
