@@ -25,6 +25,7 @@ from vblk.aio.threads import ThreadEngine
 from vblk.drivers.qcow2_create import create_image
 from vblk.errors import BlockError
 from vblk.filters import copy_on_read, snapshot
+from vblk.filters.fleeced import end_fleecing, fleece
 from vblk.formats.luks import CipherSpec, SectorCipher, plan_header, unlock
 from vblk.formats.qcow2.create import NewQcow2, plan_creation
 from vblk.graph.dirty_bitmap import DirtyBitmap
@@ -460,6 +461,14 @@ async def _filled(bench: Bench) -> Made:
     return made
 
 
+async def _fleeced(bench: Bench) -> Made:
+    made = await _qcow2()(bench)
+    locks = RangeLock()
+    fleece(made.node, locks.shared, locks.may_share)
+    bench.cleanup.callback(end_fleecing, made.node)
+    return made
+
+
 BUILDERS: dict[str, Builder] = {
     "memory": _memory,
     "null": _null,
@@ -512,6 +521,7 @@ BUILDERS: dict[str, Builder] = {
     "raw-detecting-zeroes": _more(lambda node: set_detection(node, "on")),
     "raw-followed": _more(_follow),
     "qcow2-filled": _filled,
+    "qcow2-fleeced": _fleeced,
     "passing": _passing,
     "faulty-without-faults": _faulty,
 }
