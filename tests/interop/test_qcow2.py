@@ -13,6 +13,8 @@ import vblk
 from tests.support.command_line import call, good
 from vblk.drivers.qcow2 import Qcow2Node
 from vblk.errors import BlockError
+from vblk.formats.qcow2.planner import Answer
+from vblk.formats.qcow2.writing import ClusterWriter
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 6 * MIB
@@ -275,3 +277,47 @@ def test_a_rebase_that_is_not_done_says_so_and_changes_nothing(tmp_path: Path) -
         assert outcome.status == 1
         assert told in outcome.err
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["", "compat=0.10", "cluster_size=512"])
+def test_a_commit_leaves_what_qemus_leaves(tmp_path: Path, option: str) -> None:
+    left: list[bytes] = []
+    for name, commit in (("ours", good), ("theirs", qemu)):
+        folder = tmp_path / name
+        folder.mkdir()
+        base, top = folder / "base", folder / "top"
+        base.write_bytes(content(1))
+        qemu("create", "-q", "-f", "qcow2", *options(option), "-b", base, "-F", "raw", top)
+        write = ["write -P 7 1M 1M", "write -P 8 3000k 5k", "write -z 4M 1M"]
+        words = [word for each in write for word in ("-c", each)]
+        subprocess.run(["qemu-io", "-f", "qcow2", *words, top], check=True, stdout=subprocess.DEVNULL)
+        commit("commit", "-q", "-f", "qcow2", top)
+        good("check", "-q", top)
+        qemu("check", "-q", top)
+        assert '"depth": 0' not in qemu("map", "--output", "json", "-f", "qcow2", top), "it is empty"
+        assert read_all(top) == base.read_bytes()
+        left.append(base.read_bytes())
+    assert left[0] == left[1]
+
+
+def test_a_long_range_is_planned_once_for_all_of_its_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[str] = []
+    plan_write = ClusterWriter.plan_write
+
+    def counted(self: ClusterWriter, offset: int, length: int) -> Answer:
+        answer = plan_write(self, offset, length)
+        answers.append(type(answer).__name__)
+        return answer
+
+    monkeypatch.setattr(ClusterWriter, "plan_write", counted)
+    good("create", "-q", "-f", "qcow2", tmp_path / "disk", "64M")
+
+    async def main() -> None:
+        async with vblk.open(tmp_path / "disk", read_only=False) as disk:
+            await disk.write(0, b"x" * 16 * MIB)
+
+    asyncio.run(main())
+    assert answers.count("Plan") == 1
+    assert answers.count("NeedsRoom") <= 2, "for the first table, and for all clusters"

@@ -56,6 +56,10 @@ class Engine(ABC):
     method but `run`.
     """
 
+    def for_bulk(self) -> "Engine":
+        """Return an engine whose work gives way to this one's where processors are short; maybe this one."""
+        return self
+
     @abstractmethod
     async def run(self, call: Callable[[], T]) -> T:
         """Call `call` on a worker and return its result or raise what it raises."""

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from vblk.aio.notifier import EventNotifier, create_notifier
 T = TypeVar("T")
 
 WORKERS_DEFAULT = 8
+NICENESS_OF_BULK = 10
+"""Eight such threads together weigh less than one that serves a guest."""
 
 
 class _Job:
@@ -46,8 +49,13 @@ class _Job:
 _Submissions = SimpleQueue[_Job | None]
 
 
-def _work(submissions: _Submissions, completions: deque[_Job], notifier: EventNotifier) -> None:
+def _work(
+    submissions: _Submissions, completions: deque[_Job], notifier: EventNotifier, niceness: int
+) -> None:
     """Serve jobs until told to stop. Holds no reference to the engine."""
+    if niceness:
+        with suppress(OSError):  # on Linux this is about the calling thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
     while (job := submissions.get()) is not None:
         try:
             call = job.ticket.pop()
@@ -128,11 +136,12 @@ class ThreadEngine(Engine):
     a time: that of its first request, until it is idle again.
     """
 
-    def __init__(self, workers: int = WORKERS_DEFAULT) -> None:
-        """Prepare an engine of at most `workers` threads, 1 or more."""
+    def __init__(self, workers: int = WORKERS_DEFAULT, *, niceness: int = 0) -> None:
+        """Prepare an engine of at most `workers` threads, 1 or more, by `niceness` nicer than others."""
         if workers < 1:
             raise ValueError("an engine needs at least one worker")
         self._workers_max = workers
+        self._niceness = niceness
         self._threads: list[threading.Thread] = []
         self._submissions: _Submissions = SimpleQueue()
         self._completions: deque[_Job] = deque()
@@ -141,6 +150,10 @@ class ThreadEngine(Engine):
         self._in_flight = 0
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
+
+    def for_bulk(self) -> "ThreadEngine":
+        """Return an engine whose threads give way; see `Engine.for_bulk`."""
+        return ThreadEngine(self._workers_max, niceness=NICENESS_OF_BULK)
 
     async def run(self, call: Callable[[], T]) -> T:
         """Call `call` on a worker; see `Engine.run`."""
@@ -184,7 +197,7 @@ class ThreadEngine(Engine):
         assert self._notifier is not None
         thread = threading.Thread(
             target=_work,
-            args=(self._submissions, self._completions, self._notifier),
+            args=(self._submissions, self._completions, self._notifier, self._niceness),
             name=f"vblk-io-{len(self._threads)}",
             daemon=True,
         )

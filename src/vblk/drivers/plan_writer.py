@@ -93,6 +93,8 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
         self._planner: AnyPlanner | None = None
         self._preparing = asyncio.Lock()
         self._extending = asyncio.Lock()
+        self._wanted = 0
+        """Bytes of room that all who wait for some will take."""
 
     # What a format says
 
@@ -341,17 +343,25 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
     async def _extend(self, planner: AnyPlanner, need: NeedsRoom) -> None:
         """Make the file longer, unless somebody has done so meanwhile."""
         await self._begin()
+        wish = max(need.length, need.wish)
+        self._wanted += wish
+        try:
+            async with self._extending:
+                if planner.space.file_size == need.file_size:
+                    await self._lengthen(planner, need)
+        finally:
+            self._wanted -= wish
+
+    async def _lengthen(self, planner: AnyPlanner, need: NeedsRoom) -> None:
+        """Make the file longer, for all who want room now."""
         space = planner.space
-        async with self._extending:
-            if space.file_size != need.file_size:
-                return
-            length = space.extension(need.length)
-            try:
-                await self._file.resize(length)
-            except BlockError:
-                length = space.least_extension(need.length)
-                await lengthen(self._file, length)
-            self._extended(planner, length)
+        length = space.extension(self._wanted)
+        try:
+            await self._file.resize(length)
+        except BlockError:
+            length = space.least_extension(need.length)
+            await lengthen(self._file, length)
+        self._extended(planner, length)
 
     async def _punch(self, ranges: list[Range]) -> None:
         """Give the bytes of space that nothing names any more back to the host, as far as it takes them."""

@@ -77,6 +77,9 @@ class Qcow2Writer(PlanWriter[Qcow2Node, ClusterWriter, Plan]):
         step = payload_step(self._unit)
         return pieces(offset, length, step, step)
 
+    def _needs_gate(self, planner: ClusterWriter, offset: int) -> bool:
+        return planner.needs_gate(offset)
+
     def _check_healthy(self) -> None:
         self.session.check_healthy()
 

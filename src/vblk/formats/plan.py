@@ -72,7 +72,11 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class NeedsRoom(Need):
-    """The file, `file_size` bytes long, must be extended so that a range of `length` bytes can be taken."""
+    """The file, `file_size` bytes long, must be extended so that a range of `length` bytes can be taken.
+
+    `wish` is what the plan may take in all: it is not asked for again and again.
+    """
 
     length: int
     file_size: int
+    wish: int = 0

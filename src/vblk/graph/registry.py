@@ -59,6 +59,7 @@ class Graph:
         self, engine: Engine | None = None, gate: OpenGate | None = None, objects: Objects | None = None
     ) -> None:
         self.engine = engine if engine is not None else ThreadEngine()
+        self._bulk: Engine | None = None
         self.objects = objects if objects is not None else Objects()
         self.gate = gate if gate is not None else BesideGate()
         self._nodes: dict[str, Node] = {}
@@ -79,6 +80,13 @@ class Graph:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def bulk_engine(self) -> Engine:
+        """What runs the calls of jobs that copy much: guests come first."""
+        if self._bulk is None:
+            self._bulk = self.engine.for_bulk()
+        return self._bulk
 
     def unique_name(self) -> str:
         """Return a name for a node that the user did not name."""
@@ -454,6 +462,8 @@ class Graph:
             failures.append(error)
         finally:
             self.fd_sets.close()
+            if self._bulk is not None:
+                await self._bulk.close()
             await self.engine.close()
         if failures:
             raise failures[0]

@@ -37,6 +37,8 @@ SEARCHED_PIECE = 32 * MIB
 """The same where zeros are left out: several workers share the search."""
 WATCHED_PIECE = 16 * MIB
 """The same when somebody watches the progress."""
+UNITS_MOST = 64
+"""So many units, or as much as `WATCHED_PIECE`, go into a target that allocates: it plans for each."""
 MEMORY_PIECE = 2 * MIB
 ZERO_PIECE = GIB
 SECTOR = 512
@@ -193,6 +195,8 @@ class CopyJob:
             if self._progress is not None:
                 self._progress.start(total)
         self._target_in_kernel = reaches_kernel(self._target.node)
+        if unit := self._target.node.allocation_unit:
+            self._step = min(self._step, max(WATCHED_PIECE, unit * UNITS_MOST))
         pieces = self._pieces()
         lock = asyncio.Lock()
         workers = 1 if plan.salvage else plan.workers

@@ -114,7 +114,7 @@ class MirrorJob(BlockJob):
         """Set when a failure in the course of a user's request ends the job."""
         self._broken: BlockError | None = None
         self._crowd = min(WORKERS, max(1, max(plan.buffer, granularity) // BUFFER))
-        self._goal = MirrorTarget(graph.engine, target.node, source.size, granularity, plan)
+        self._goal = MirrorTarget(graph.bulk_engine, target.node, source.size, granularity, plan)
         self._cursor = 0
         self._flying = 0
         """Bytes that are being copied."""

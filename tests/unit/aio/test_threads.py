@@ -14,7 +14,7 @@ import pytest
 
 from vblk.aio.engine import storage_error
 from vblk.aio.loops import run
-from vblk.aio.threads import ThreadEngine
+from vblk.aio.threads import NICENESS_OF_BULK, ThreadEngine
 from vblk.errors import NoSpace, StorageError
 
 
@@ -365,3 +365,18 @@ def test_the_engine_works_on_uvloop_as_well(tmp_path: Path) -> None:
             await engine.close()
 
     run(scenario(), sockets=True)
+
+
+def test_work_in_bulk_gives_way_to_all_other_work() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def main() -> None:
+        engine = ThreadEngine()
+        bulk = engine.for_bulk()
+        assert await bulk.run(niceness) == min(19, niceness() + NICENESS_OF_BULK)
+        assert await engine.run(niceness) == niceness()
+        await bulk.close()
+        await engine.close()
+
+    run(main())

@@ -279,7 +279,7 @@ class Planner:
         if entry & ZERO and entry & COPIED and entry & OFFSET_MASK and not entry & COMPRESSED:
             place = Place(self._place(entry), size, fresh=False)
         else:
-            place = self._take(size)
+            place = self._take(size, self._end - start)
             self._release(entry)
         is_zero = not entry & COMPRESSED and (
             bool(entry & ZERO) or (not entry & OFFSET_MASK and start >= self._writer.backed_end)
@@ -308,11 +308,11 @@ class Planner:
 
     # Space and counts
 
-    def _take(self, length: int) -> Place:
+    def _take(self, length: int, wish: int = 0) -> Place:
         place = self._writer.space.try_take(length)
         if place is None:
             self._require_nothing_lacking()
-            raise _Incomplete(NeedsRoom(length, self._writer.space.file_size))
+            raise _Incomplete(NeedsRoom(length, self._writer.space.file_size, wish))
         self._plan.places.append(place)
         return place
 

@@ -25,9 +25,10 @@ from functools import partial
 from vblk.formats.edits import EditedPages, PageEditor, PageStore, Range
 from vblk.formats.qcow2.counts import count_max, get_count, set_count
 from vblk.formats.qcow2.image import Qcow2Image
-from vblk.formats.qcow2.layout import ENTRY_SIZE
+from vblk.formats.qcow2.layout import COMPRESSED, COPIED, ENTRY_SIZE, OFFSET_MASK, ZERO
 from vblk.formats.qcow2.plan import Plan
 from vblk.formats.qcow2.planner import Answer, Planner
+from vblk.formats.qcow2.tables import entry_at, entry_offset
 from vblk.formats.space import Space
 
 
@@ -69,6 +70,17 @@ class ClusterWriter:
     def store(self) -> PageStore:
         """The pages in memory."""
         return self.edits.store
+
+    def needs_gate(self, guest_offset: int) -> bool:
+        """Guess whether a write at `guest_offset` will change a table."""
+        geometry = self.image.geometry
+        index, within = divmod(guest_offset, geometry.table_span)
+        root = entry_at(self.store, geometry, entry_offset(self.image.header.l1_table_offset, index))
+        table = (root or 0) & OFFSET_MASK
+        if not table:
+            return True
+        entry = entry_at(self.store, geometry, entry_offset(table, within >> geometry.cluster_bits))
+        return entry is None or not entry & COPIED or bool(entry & (COMPRESSED | ZERO))
 
     def plan_write(self, guest_offset: int, length: int) -> Answer:
         """Plan where `length` bytes go that a caller will bring.
