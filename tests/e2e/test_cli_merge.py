@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-
-import pytest
 
 from tests.support.command_line import call, good
 from tests.support.crash import NIGHTLY, SEED
@@ -124,7 +123,7 @@ def test_what_cannot_be_merged_is_said_and_nothing_changes(tmp_path: Path) -> No
 
 
 def test_a_merge_killed_at_random_instants_goes_on_to_the_right_end(
-    tmp_path: Path, in_memory: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, in_memory: Path, tell: Callable[[str], None]
 ) -> None:
     source, folder = tmp_path / "source", in_memory / "chain"
     chain = chain_in(source)
@@ -150,8 +149,7 @@ def test_a_merge_killed_at_random_instants_goes_on_to_the_right_end(
             assert os.listdir(folder) == [base.name]
             assert content_of(base) == expected
             good("check", "-q", base)
-    with capsys.disabled():
-        print(f"\n{KILLS} merges of 3 levels killed with SIGKILL, all went on to the right end: {dict(left)}")
+    tell(f"{KILLS} merges of 3 levels killed with SIGKILL, all went on to the right end: {dict(left)}")
 
 
 def put(files: dict[str, Content], folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -66,7 +67,7 @@ def shows(form: str, target: Path, source: Path) -> bool:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_copy_killed_at_random_instants_goes_on_to_the_right_end(
-    form: str, source: Path, in_memory: Path, capsys: pytest.CaptureFixture[str]
+    form: str, source: Path, in_memory: Path, tell: Callable[[str], None]
 ) -> None:
     target = in_memory / f"target.{form}"
     words = words_for(form, source, target)
@@ -87,11 +88,10 @@ def test_a_copy_killed_at_random_instants_goes_on_to_the_right_end(
             assert os.listdir(target.parent) == [target.name]
             assert shows(form, target, source)
     assert went_on, "no kill came between two lines of the journal"
-    with capsys.disabled():
-        print(
-            f"\n{kills} copies to {form} killed with SIGKILL, all resumed to the right end;"
-            f" {went_on} went on in the middle"
-        )
+    tell(
+        f"{kills} copies to {form} killed with SIGKILL, all resumed to the right end;"
+        f" {went_on} went on in the middle"
+    )
 
 
 def begun(source: Path, target: Path, *, form: str = "raw", share: float = 0.6) -> list[str | Path]:

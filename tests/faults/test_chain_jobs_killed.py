@@ -6,6 +6,7 @@ what it had written; the check of every image is clean; and the job can be done 
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -59,7 +60,7 @@ def judge(folder: Path, names: list[str], content: bytes, seed: int, said: str) 
 @pytest.mark.parametrize("formats", [["raw", "qcow2", "qcow2"], ["vhdx"] * 3], ids=["qcow2", "vhdx"])
 @pytest.mark.parametrize("kind", ["commit", "active", "stream"])
 def test_a_killed_job_leaves_the_guest_all_that_was_durable(
-    tmp_path: Path, kind: str, formats: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, formats: list[str], tell: Callable[[str], None]
 ) -> None:
     names = names_of(formats)
     origin = tmp_path / "origin"
@@ -84,7 +85,4 @@ def test_a_killed_job_leaves_the_guest_all_that_was_durable(
                 assert again.status == 0, "it can be done again"
                 judge(folder, names, found, seed, again.letters)
             shutil.rmtree(folder)
-    with capsys.disabled():
-        print(
-            f"\n{kills} runs of {kind} ({formats[-1]}) killed with SIGKILL, all done again to the right end"
-        )
+    tell(f"{kills} runs of {kind} ({formats[-1]}) killed with SIGKILL, all done again to the right end")

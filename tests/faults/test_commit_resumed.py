@@ -6,6 +6,7 @@ job comes to its end: the layers are deleted, and the journal is gone.
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -26,7 +27,7 @@ OFTEN = {
 
 @pytest.mark.parametrize("formats", [["raw", *["qcow2"] * 3], ["vhdx"] * 4], ids=["qcow2", "vhdx"])
 def test_a_killed_commit_goes_on_to_the_right_end(
-    tmp_path: Path, formats: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, formats: list[str], tell: Callable[[str], None]
 ) -> None:
     names = names_of(formats)
     origin = tmp_path / "origin"
@@ -58,8 +59,7 @@ def test_a_killed_commit_goes_on_to_the_right_end(
             went_on += 0 < again.moved < whole.moved
             shutil.rmtree(folder)
     assert went_on, "no kill came in the middle"
-    with capsys.disabled():
-        print(
-            f"\n{kills} commits of {formats[-1]} layers killed with SIGKILL, all resumed to the right end;"
-            f" {went_on} went on in the middle"
-        )
+    tell(
+        f"{kills} commits of {formats[-1]} layers killed with SIGKILL, all resumed to the right end;"
+        f" {went_on} went on in the middle"
+    )

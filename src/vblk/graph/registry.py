@@ -83,7 +83,7 @@ class Graph:
 
     @property
     def bulk_engine(self) -> Engine:
-        """What runs the calls of jobs that copy much: guests come first."""
+        """What runs the calls of a job that copies much beside a guest, who comes first."""
         if self._bulk is None:
             self._bulk = self.engine.for_bulk()
         return self._bulk

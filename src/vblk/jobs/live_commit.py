@@ -67,7 +67,7 @@ class CommitJob(SweepJob):
         super().__init__(id, on_error, **life)
         self._grip = grip
         self._backing_file = backing_file
-        self.mover = Mover(grip.graph.bulk_engine)
+        self.mover = Mover(grip.graph.engine)
         self._checker: Checker | None = None
         if verify:
             self._checker = Checker(grip.writing.node, self.mover, grip.reading.size)

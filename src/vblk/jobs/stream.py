@@ -91,7 +91,7 @@ class StreamJob(SweepJob):
         super().__init__(id, on_error, **life)
         self._pull = pull
         self._backing_file = backing_file
-        self._mover = Mover(pull.graph.bulk_engine)
+        self._mover = Mover(pull.graph.engine)
 
     @property
     def filler(self) -> Filler:
