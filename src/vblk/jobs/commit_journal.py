@@ -30,7 +30,7 @@ from vblk.drivers.vhdx import VhdxNode
 from vblk.errors import JobError, Unsupported
 from vblk.graph.node import Node
 from vblk.jobs.journal_file import JournalFile
-from vblk.jobs.live_chain import Stretch, without_filters
+from vblk.jobs.live_chain import Stretch, storage_of, without_filters
 
 GRACE: Final = 10 * 10**9
 """Nanoseconds that the last write of a killed job may have ended after the journal's last change."""
@@ -78,9 +78,7 @@ class _Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 def _file_of(node: Node) -> tuple[str, os.stat_result]:
     """Return the local file below a node, and its status."""
-    leaf = node
-    while leaf.below is not None:
-        leaf = leaf.below
+    leaf = storage_of(node)
     status = None
     if leaf.driver == "file":
         with suppress(OSError):

@@ -65,6 +65,13 @@ def without_filters(node: Node) -> Node:
     return node
 
 
+def storage_of(node: Node) -> Node:
+    """Return the leaf that stores an image."""
+    while node.below is not None:
+        node = node.below
+    return node
+
+
 def overlays(graph: Graph, node: Node) -> list[Mapper]:
     """Return the images that stand on a node, or on filters of it."""
     found: list[Mapper] = []

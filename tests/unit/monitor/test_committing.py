@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.chain_lab import make_chain, names_of, shown
 from tests.support.monitor import Monitor, monitor, told
-from vblk.graph.edge import READING, Role
+from vblk.graph.edge import READING, WRITING, Role
 
 FORMATS = ["raw", "qcow2", "qcow2", "qcow2"]
 NAMES = names_of(FORMATS)
@@ -150,5 +150,28 @@ def test_layers_are_not_deleted_that_others_may_stand_on(tmp_path: Path) -> None
             await job.ended()
             assert job.error == "more than one image stood on the layers: delete them when none does"
             assert (tmp_path / NAMES[1]).exists()
+
+    asyncio.run(session())
+
+
+def test_a_layer_that_is_no_file_here_is_not_deleted(tmp_path: Path) -> None:
+    make_chain(tmp_path, FORMATS)
+
+    async def session() -> None:
+        async with monitor() as talk:
+            data = (tmp_path / NAMES[2]).read_bytes()
+            await talk.add("memory", "memory", size=len(data))
+            writer = talk.daemon.graph.hold(talk.daemon.graph.find("memory"), "a writer", WRITING)
+            await writer.write(0, data)
+            await talk.daemon.graph.release(writer)
+            below = {"driver": "qcow2", "file": {"driver": "file", "filename": str(tmp_path / NAMES[1])}}
+            layer = {"driver": "qcow2", "node-name": "n2", "file": "memory", "backing": below}
+            top = {"driver": "file", "filename": str(tmp_path / NAMES[3])}
+            await talk.call("blockdev-add", driver="qcow2", node_name="n3", file=top, backing=layer)
+            words = {"job_id": "c", "device": "n3", "top_node": "n2"}
+            said = await talk.refused("block-commit", **words, delete=True)
+            assert said == "'delete' is for files of this host, and node 'n2' is in none"
+            said = await talk.refused("block-commit", **words, resume=True)
+            assert "nobody can tell whether it has changed meanwhile" in said
 
     asyncio.run(session())

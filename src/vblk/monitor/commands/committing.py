@@ -20,7 +20,7 @@ from vblk.graph.node import Node
 from vblk.jobs.block_job import BlockJob, OnError
 from vblk.jobs.commit_journal import CommitJournal, FinishedCommit
 from vblk.jobs.job import Life
-from vblk.jobs.live_chain import Grip, Stretch, standing, without_filters
+from vblk.jobs.live_chain import Grip, Stretch, standing, storage_of, without_filters
 from vblk.jobs.live_commit import ActiveCommitJob, CommitJob, FinishJob
 from vblk.monitor.commands.creating import require_new_job
 from vblk.monitor.daemon import Daemon
@@ -94,6 +94,8 @@ async def _job(
     require_new_job(daemon, id)
     require_speed(arguments.speed)
     stretch = Stretch.between(without_filters(top), base)
+    if arguments.delete:
+        _require_files(stretch)
     filter = journal = None
     async with AsyncExitStack() as undo:
         if arguments.resume:
@@ -134,6 +136,13 @@ def _finished(daemon: Daemon, device: Node, arguments: BlockCommit) -> FinishedC
         return FinishedCommit([*above, base])
     except BlockError:
         return None
+
+
+def _require_files(stretch: Stretch) -> None:
+    """Refuse to delete what is no file here."""
+    for layer in stretch.layers:
+        if storage_of(layer).driver != "file":
+            raise QmpError(f"'delete' is for files of this host, and node '{layer.name}' is in none")
 
 
 def require_speed(speed: int) -> None:
