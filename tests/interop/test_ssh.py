@@ -22,6 +22,8 @@ from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
 from vblk.options import NodeOptions, parse_filename
+from vblk.protocols.ssh import read_options
+from vblk.protocols.ssh_connection import connect
 from vblk.testing import Subject, check_conformance
 
 pytestmark = pytest.mark.interop
@@ -308,3 +310,44 @@ def test_a_remote_file_becomes_writable_while_it_is_in_use(sshd: Sshd, tmp_path:
 
     asyncio.run(scenario())
     assert (tmp_path / "disk").read_bytes()[4:7] == b"\0x\0"
+
+
+def test_only_under_qemus_names_may_an_image_name_a_file_on_a_known_server(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    base, overlay, back = tmp_path / "base.raw", tmp_path / "over.qcow2", tmp_path / "back.raw"
+    base.write_bytes(content_of(MIB))
+    for number, (name, program, follows) in enumerate(
+        (
+            (sshd.name(base), "qemu-img", True),
+            (sshd.name(base), "vblk", False),
+            (sshd.name(base, "?host_key_check=no"), "qemu-img", False),
+        )
+    ):
+        image = overlay.with_stem(f"over{number}")
+        good("create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name, image, "1M")
+        outcome = call("convert", "-O", "raw", image, back, program=program)
+        assert (outcome.status == 0) is follows
+        if follows:
+            assert back.read_bytes() == base.read_bytes()
+        else:
+            assert "images may only name files" in outcome.err
+    sshd.known_hosts.unlink()
+    stranger = call("convert", "-O", "raw", overlay.with_stem("over0"), back, program="qemu-img")
+    assert "is not the one in known_hosts" in stranger.err
+
+
+def test_the_fastest_cipher_is_taken_unless_the_configuration_names_others(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    async def cipher() -> str:
+        session = await connect(read_options(leaf(sshd.name(tmp_path / "disk")).own))
+        try:
+            return str(session.connection.get_extra_info("recv_cipher"))
+        finally:
+            await session.close()
+
+    assert asyncio.run(cipher()) == "aes128-gcm@openssh.com"
+    with (sshd.home / ".ssh" / "config").open("a") as file:
+        file.write("  Ciphers aes256-ctr\n")
+    assert asyncio.run(cipher()) == "aes256-ctr"

@@ -67,7 +67,11 @@ class BesideGate(OpenGate):
     """
 
     def __init__(self, *, exports: bool = False) -> None:
-        """With `exports` admit exports of NBD servers behind unix sockets too, as QEMU does."""
+        """With `exports` admit some of what is no path too, as QEMU does.
+
+        These are exports of NBD servers behind unix sockets, and files on SSH servers whose
+        keys the user has accepted: a name without parameters cannot say otherwise.
+        """
         self._exports = exports
 
     def admit(self, path: str, *, named_by: str, roots: Sequence[str] = ()) -> str:
@@ -97,8 +101,9 @@ class BesideGate(OpenGate):
         return resolved
 
     def admit_export(self, name: str, *, named_by: str) -> None:
-        """Admit exports behind sockets of this host, if that was asked for."""
-        if not (self._exports and name.startswith("nbd+unix:")):
+        """Admit exports behind sockets of this host, and files on known servers, if that was asked for."""
+        is_on_known_server = name.startswith("ssh://") and "?" not in name
+        if not (self._exports and (is_on_known_server or name.startswith("nbd+unix:"))):
             super().admit_export(name, named_by=named_by)
 
     def _refuse_outside(self, resolved: str, path: str, named_by: str, roots: Sequence[str]) -> None:
