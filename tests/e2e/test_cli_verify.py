@@ -97,6 +97,15 @@ def test_an_image_is_committed_and_verified(
     assert (tmp_path / "read").read_bytes() == content
 
 
+def test_checkpoints_are_merged_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = make_chain(tmp_path, ["vhdx"] * 3)
+    told = good("merge", "--verify", "--into", "0.vhdx", "2.vhdx")
+    assert told.endswith("0.vhdx', and verified.\n")
+    good("convert", "-O", "raw", "0.vhdx", "read")
+    assert (tmp_path / "read").read_bytes() == content
+
+
 def test_layers_of_a_daemon_are_committed_and_verified(tmp_path: Path) -> None:
     content = make_chain(tmp_path, ["raw", "qcow2", "qcow2"])
     with Talk(OURS, *MONITOR, folder=tmp_path) as talk:

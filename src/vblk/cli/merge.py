@@ -31,6 +31,7 @@ class Arguments(ImageArguments):
     output: str
     target_cache: str
     rate: int | None
+    verify: bool
     quiet: bool
     progress: bool
     progress_format: str | None
@@ -69,7 +70,10 @@ async def run(arguments: Arguments, console: Console) -> int:
                 force=arguments.force,
                 progress=progress,
                 rate=arguments.rate,
+                verify=arguments.verify,
             )
+            if arguments.verify and plan.data is None:
+                console.warn("what an earlier run copied cannot be verified any more")
             try:
                 await merge.run(plan)
             except GraphError as error:
@@ -77,7 +81,8 @@ async def run(arguments: Arguments, console: Console) -> int:
     for left in merge.left:
         console.warn(f"'{left}' was not deleted: it is not what was merged, or must not be touched")
     if not arguments.quiet:
-        console.print(f"Image merged into '{plan.target.name}'.")
+        verified = ", and verified" if arguments.verify and plan.data is not None else ""
+        console.print(f"Image merged into '{plan.target.name}'{verified}.")
         if arguments.keep and plan.between:
             kept = ", ".join(f"'{member.name}'" for member in plan.between)
             console.print(f"Kept, and of no more use, for their parent has changed: {kept}.")
@@ -138,6 +143,7 @@ VERB = Verb(
             help="Cache mode for writing.",
         ),
         option("-r", "rate", metavar="RATE", type=SizeType("rate limit", 1), help="Bytes a second at most."),
+        flag("--verify", help="Compare what was copied before anything is led elsewhere or deleted."),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
         progress_option(),

@@ -100,7 +100,7 @@ VERBS: Final[dict[str, Entry]] = {
         "merge",
         "Merge differencing images into an ancestor.",
         "[--into ancestor] [--keep] [--force] [--dry-run] [--output=ofmt] [-t cache] [-r rate_limit] "
-        "[-p] [-q] [--image-opts] [-f fmt] filename",
+        "[--verify] [-p] [-q] [--image-opts] [-f fmt] filename",
     ),
     "mirror": Entry(
         "mirror",

@@ -70,6 +70,7 @@ class Merge:
         force: Go on although other images stand on what changes.
         progress: Told of the data bytes.
         rate: Bytes a second at most.
+        verify: Compare what was copied before anything is led elsewhere or deleted.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Merge:
         force: bool = False,
         progress: Progress | None = None,
         rate: int | None = None,
+        verify: bool = False,
     ) -> None:
         self._images = images
         self._top = top
@@ -90,6 +92,7 @@ class Merge:
         self._force = force
         self._progress = progress
         self._rate = rate
+        self._verify = verify
         self.left: list[str] = []
         """Files that should have been deleted and could not be found to be what was merged."""
 
@@ -143,7 +146,14 @@ class Merge:
             pass  # and so is a top that somebody uses
         coming = await announce(self._images, layers[-1], plan.target)
         await Descent(
-            self._images, layers, plan.target, coming, exact=True, progress=self._progress, rate=self._rate
+            self._images,
+            layers,
+            plan.target,
+            coming,
+            exact=True,
+            progress=self._progress,
+            rate=self._rate,
+            verify=self._verify,
         ).run()
         await self._lead_top(plan, coming)
 
