@@ -1,8 +1,10 @@
-"""What all tests start from: signals as a terminal would have them; and what some have to say at the end."""
+"""What all tests start from, what several kinds share, and what some have to say at the end."""
 
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Generator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,17 @@ import pytest
 # and with them every command they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Generator[Path]:
+    """Return a folder in which flushes are quick, if there is one: the kernel outlives a killed process."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

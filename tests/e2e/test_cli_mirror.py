@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shutil
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,7 @@ def test_progress_comes_as_json_lines(tmp_path: Path, disk: Path) -> None:
     ("words", "said"),
     [
         (["a"], "Expecting a source and a target"),
+        (["--resume", "a", "b"], "--resume is for a disk in use: say which daemon has it with --daemon"),
         (["--pivot", "a", "b"], "--pivot is for a disk in use: say which daemon has it with --daemon"),
         (["--converge", "x", "a", "b"], "--converge takes a number of seconds, not 'x'"),
         (["--sync", "some", "a", "b"], "--sync must be full, top or none"),
@@ -117,6 +120,59 @@ def test_without_pivot_the_job_stays_ready_and_is_shown(tmp_path: Path, daemon: 
     (job,) = json.loads(good("jobs", "--json", socket))
     assert (job["offset"], job["length"], job["dirty-bytes"], job["holds-users"]) == (SIZE, SIZE, 0, False)
     daemon.call("block-job-cancel", device="m")
+
+
+def killed(daemon: Talk) -> None:
+    daemon.process.kill()
+    daemon.process.wait()
+
+
+@pytest.fixture
+def begun(tmp_path: Path, disk: Path, daemon: Talk) -> Path:
+    """Return the target of a mirror whose daemon was killed when it was ready."""
+    target = tmp_path / "copy.vhdx"
+    good("mirror", "--daemon", tmp_path / "qmp.sock", "--resume", "-O", "vhdx", "disk", target)
+    killed(daemon)
+    (tmp_path / "qmp.sock").unlink()
+    assert (tmp_path / ".copy.vhdx.vblk-journal").exists()
+    return target
+
+
+@contextmanager
+def another(folder: Path, disk: Path) -> Generator[Talk]:
+    """Start a daemon with the disk after the first has died."""
+    monitor = ("--chardev", "socket,id=s,path=qmp.sock,server=on,wait=off", "--monitor", "s")
+    with Talk(OURS, *monitor, folder=folder) as talk:
+        talk.begin()
+        file = {"driver": "file", "filename": str(disk)}
+        talk.call("blockdev-add", driver="raw", node_name="disk", file=file)
+        yield talk
+
+
+def test_a_mirror_whose_daemon_died_goes_on_in_another(tmp_path: Path, disk: Path, begun: Path) -> None:
+    inode = begun.stat().st_ino
+    with another(tmp_path, disk) as daemon:
+        good("mirror", "--daemon", tmp_path / "qmp.sock", "--resume", "-O", "vhdx", "--verify",
+             "--pivot", "disk", begun)  # fmt: skip
+        assert daemon.end() == 0
+    good("compare", "-q", "-f", "raw", "-F", "vhdx", disk, begun)
+    assert begun.stat().st_ino == inode
+    assert not (tmp_path / ".copy.vhdx.vblk-journal").exists()
+
+
+def test_a_disk_that_somebody_wrote_to_after_the_death_is_refused(
+    tmp_path: Path, disk: Path, begun: Path
+) -> None:
+    shutil.copy(disk, tmp_path / "before")
+    with disk.open("r+b") as file:
+        file.write(b"changed")
+    with another(tmp_path, disk) as daemon:
+        outcome = call("mirror", "--daemon", tmp_path / "qmp.sock", "--resume", "-O", "vhdx", "disk", begun)
+        assert outcome.status == 1
+        assert f"'{disk}' has changed since the job was begun; remove it to begin anew" in outcome.err
+        assert daemon.call("query-block-jobs") == []
+        assert daemon.end() == 0
+    good("compare", "-q", "-f", "raw", "-F", "vhdx", tmp_path / "before", begun)
 
 
 def test_a_refusal_of_the_daemon_is_told_in_its_words(tmp_path: Path, daemon: Talk) -> None:

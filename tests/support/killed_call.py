@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -21,15 +21,16 @@ from typing import Any, ClassVar, Self
 class Killer:
     """Makes calls that are killed; use it in `with`.
 
-    `settings` are constants of modules that the calls are to see otherwise, by their full names.
+    `settings` are constants of modules that the calls are to see otherwise, by their full names;
+    `modules` are imported before, so that the calls need not.
     """
 
     module: ClassVar[str] = "tests.support.killed_call"
 
-    def __init__(self, settings: Mapping[str, float] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, float] | None = None, modules: Sequence[str] = ()) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self.module, json.dumps(settings or {})],
+            [sys.executable, "-m", self.module, json.dumps(settings or {}), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -43,7 +44,7 @@ class Killer:
         self._process.communicate()
 
     def call(self, words: list[str | Path], after: int = 0) -> tuple[int, int]:
-        """Make a call that is killed after so many function calls; 0: never.
+        """Make a call that is killed after so many function calls; 0: never; -1: nor are they counted.
 
         Returns: the exit status, negative for a signal; and the function calls, if it came to its end.
         """
@@ -71,7 +72,8 @@ def _run(after: int, words: list[str], report: int) -> int:
 
     from vblk.cli.main import run_program
 
-    sys.setprofile(counted)
+    if after >= 0:
+        sys.setprofile(counted)
     status = run_program("vblk", words)
     sys.setprofile(None)
     os.write(report, str(count).encode())
@@ -86,7 +88,8 @@ def apply_settings() -> None:
 
 
 def _serve() -> None:
-    for module in ("vblk.cli.main", "vblk.cli.merge", "vblk.cli.compact", "vblk.drivers.vhdx_replay"):
+    modules = ("vblk.cli.main", "vblk.cli.merge", "vblk.cli.compact", "vblk.drivers.vhdx_replay")
+    for module in (*modules, *sys.argv[2:]):
         import_module(module)
     apply_settings()
     for line in sys.stdin:

@@ -56,6 +56,7 @@ class Arguments(TargetArguments):
     converge: float | None
     pivot: bool
     verify: bool
+    resume: bool
     quiet: bool
     progress: bool
     progress_format: str | None
@@ -94,6 +95,7 @@ async def run_here(arguments: Arguments, console: Console) -> int:
             "--converge": arguments.converge is not None,
             "--copy-mode": arguments.copy_mode,
             "--job-id": arguments.job_id,
+            "--resume": arguments.resume,
         },
         "is for a disk in use: say which daemon has it with --daemon",
     )
@@ -212,6 +214,11 @@ VERB = Verb(
         ),
         flag("--pivot", help="There: lead the disk's users to the target when it is ready."),
         verify_option(),
+        flag(
+            "--resume",
+            help="Keep a journal beside the target, and go on by it if there is one: after a failure, a "
+            "cancel or the death of the daemon. Nobody may have written to the disk meanwhile.",
+        ),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
         progress_option(),

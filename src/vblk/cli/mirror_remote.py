@@ -64,6 +64,7 @@ def _start(watch: Watch, arguments: Arguments, source: str, target: str) -> None
         "copy_mode": arguments.copy_mode,
         "converge": arguments.converge,
         "verify": arguments.verify or None,
+        "resume": arguments.resume or None,
     }
     if target in nodes:
         if arguments.output_format is not None or arguments.skip_create:

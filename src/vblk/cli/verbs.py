@@ -106,9 +106,8 @@ VERBS: Final[dict[str, Entry]] = {
         "mirror",
         "Copy a disk by the mirror job, here or in a daemon whose disk is in use.",
         "[-O output_fmt] [-o options] [-n] [-t cache] [--sync mode] [-r rate_limit] [--granularity size] "
-        "[--verify] [-p] [-q] "
-        "[--daemon socket [--job-id id] [--copy-mode mode] [--converge seconds] [--pivot]] "
-        f"{COMMON} source target",
+        "[--verify] [-p] [-q] [--daemon socket [--job-id id] [--copy-mode mode] [--converge seconds] "
+        f"[--pivot] [--resume]] {COMMON} source target",
     ),
     "mount": Entry(
         "mount",

@@ -118,6 +118,12 @@ class Session:
         assert self.level is not Level.DATA, "the session has its data write GUID"
         self._data_write_guid = data_write_guid
 
+    def forget_identity(self) -> None:
+        """Let the next change that a guest can see give the image another GUID; nothing is under way."""
+        if self.level is Level.DATA:
+            self.level = Level.FILE
+        self._data_write_guid = None
+
     async def begin(self, level: Level) -> None:
         """Return when the file may be changed as far as `level` says.
 

@@ -152,6 +152,10 @@ class VhdxWriter(PlanWriter[VhdxNode, BlockWriter, Plan]):
         """
         self._session.become(data_write_guid)
 
+    def forget_identity(self) -> None:
+        """Let the image get a further data write GUID with its next change; nothing may be in flight."""
+        self._session.forget_identity()
+
     async def begin(self) -> None:
         """Let the image have its data write GUID for this session now, durably."""
         await self.prepared()

@@ -157,7 +157,7 @@ class CopyBeforeWriteNode(PassingNode):
         """Keep the old bytes before a change."""
         if operation not in _CHANGES or not length or not self._is_keeping or self.broken:
             return
-        if self.copier.is_done(offset, length):
+        if self.copier.is_kept(offset, length):
             return
         try:
             await self._keep(offset, length)
@@ -167,7 +167,7 @@ class CopyBeforeWriteNode(PassingNode):
             self.broken = self.broken or error
 
     async def _keep(self, offset: int, length: int) -> None:
-        copying = self.copier.copy(offset, length)
+        copying = self.copier.keep(offset, length)
         try:
             if self._timeout:
                 await within(self._clock, self._timeout, copying)
@@ -183,7 +183,7 @@ class CopyBeforeWriteNode(PassingNode):
     def try_write(self, offset: int, data: Buffer) -> bool:
         """Write at once where the old bytes are kept already."""
         self.require_writable()
-        if self._is_keeping and not self.broken and not self.copier.is_done(offset, len(data)):
+        if self._is_keeping and not self.broken and not self.copier.is_kept(offset, len(data)):
             return False
         return self.file.try_write(offset, data)
 

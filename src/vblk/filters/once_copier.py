@@ -9,6 +9,7 @@ is given back. So what is to be copied is unchanged in the source, and what is n
 is whole in the target.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
@@ -39,6 +40,30 @@ class CopyFailed(Exception):
         self.reading = reading
 
 
+def unit_for(target: Node) -> int:
+    """Return the least bytes that are copied together to a node."""
+    if isinstance(target, Mapper) and target.takes_backing:
+        # A piece of a cluster would be completed from a backing image, which may have changed.
+        return max(UNIT, target.allocation_unit)
+    return UNIT
+
+
+class Notes(ABC):
+    """Who notes durably what was copied: users change nothing before its old bytes are noted."""
+
+    @abstractmethod
+    def has(self, offset: int, length: int) -> bool:
+        """Tell whether all of a range is noted, or nothing is noted any more."""
+
+    @abstractmethod
+    def copied(self, offset: int, length: int) -> None:
+        """Be told of whole units that were copied, or are not to be; it runs to completion."""
+
+    @abstractmethod
+    async def noted(self, offset: int, length: int) -> None:
+        """Return when a range that was copied is noted. It raises nothing but a cancellation."""
+
+
 class OnceCopier:
     """Copies parts of `source` to the same places of `target`, each once.
 
@@ -51,20 +76,17 @@ class OnceCopier:
     """
 
     def __init__(self, engine: Engine, source: Node, target: Node) -> None:
-        unit = UNIT
-        if isinstance(target, Mapper) and target.takes_backing:
-            # A piece of a cluster would be completed from a backing image, which may have changed.
-            unit = max(unit, target.allocation_unit)
         self.source = source
         self.target = target
         self.target_is_zero = False
         self.in_kernel = True
-        self.todo = DirtyBitmap("todo", source.size, unit)
+        self.todo = DirtyBitmap("todo", source.size, unit_for(target))
         self.todo.set(0, source.size)
         self.locks = RangeLock()
         self.copied = 0
         self.progressed: Callable[[], None] | None = None
         """Called when something was copied."""
+        self._notes: Notes | None = None
         self.mover = Mover(engine)
 
     def only(self, bitmap: DirtyBitmap) -> None:
@@ -76,6 +98,22 @@ class OnceCopier:
         self.todo.clear()
         self.todo.merge(bitmap)
 
+    def note_in(self, notes: Notes, unit: int) -> None:
+        """Have notes taken, of larger units, none of which is to be copied until `todo` says so."""
+        assert unit >= self.todo.granularity
+        self.todo = DirtyBitmap("todo", self.source.size, unit)
+        self._notes = notes
+
+    def leave_out(self, offset: int, length: int) -> None:
+        """Copy nothing of the units that lie in a range wholly."""
+        self.todo.reset(offset, length)
+        if self._notes is not None:
+            unit, end = self.todo.granularity, offset + length
+            start = align_up(offset, unit)
+            end = end if end == self.source.size else align_down(end, unit)
+            if start < end:
+                self._notes.copied(start, end - start)
+
     @property
     def left(self) -> int:
         """The bytes of the disk that are still to be copied."""
@@ -84,6 +122,20 @@ class OnceCopier:
     def is_done(self, offset: int, length: int) -> bool:
         """Tell whether nothing of a range is to be copied any more."""
         return not any(pending for _, _, pending in self.todo.ranges(offset, length))
+
+    def is_kept(self, offset: int, length: int) -> bool:
+        """Tell whether a range may be changed: nothing of it is to be copied, or noted, any more."""
+        return self.is_done(offset, length) and (self._notes is None or self._notes.has(offset, length))
+
+    async def keep(self, offset: int, length: int) -> None:
+        """Copy what is still to be copied of a range, and return when it may be changed.
+
+        Raises:
+            CopyFailed: A part could not be copied.
+        """
+        await self.copy(offset, length)
+        if self._notes is not None:
+            await self._notes.noted(*self.whole(offset, length))
 
     def whole(self, offset: int, length: int) -> tuple[int, int]:
         """Return the range of whole units, cut by the disk's end, in which a range lies."""
@@ -106,6 +158,8 @@ class OnceCopier:
                     await self._copy(at, piece)
                     self.todo.reset(at, piece)
                     self.copied += piece
+                    if self._notes is not None:
+                        self._notes.copied(at, piece)
                     if self.progressed is not None:
                         self.progressed()
 

@@ -29,6 +29,7 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.surgery import passing
+from vblk.jobs.backup_ledger import BackupLedger
 from vblk.jobs.block_job import BlockJob, OnError
 from vblk.jobs.job import Life
 from vblk.jobs.verify import Checker
@@ -94,12 +95,22 @@ class BackupJob(BlockJob):
         graph: The graph of both nodes.
         handle: A hold on the filter; the job lets go of it at its end.
         plan: How.
+        ledger: What keeps, beside the target, what is in it, for a job that goes on after this one died.
         life: What every job has: listener, clock, speed and so on.
     """
 
     type: ClassVar[str] = "backup"
 
-    def __init__(self, id: str, graph: Graph, handle: Handle, plan: Plan, **life: Unpack[Life]) -> None:
+    def __init__(
+        self,
+        id: str,
+        graph: Graph,
+        handle: Handle,
+        plan: Plan,
+        *,
+        ledger: BackupLedger | None = None,
+        **life: Unpack[Life],
+    ) -> None:
         assert isinstance(handle.node, CopyBeforeWriteNode)
         self._filter = handle.node
         self._copier = handle.node.copier
@@ -111,6 +122,7 @@ class BackupJob(BlockJob):
         self._graph = graph
         self._handle = handle
         self._plan = plan
+        self._ledger = ledger
         self._kicked = asyncio.Event()
         self._cursor = 0
         self._stumbled = False
@@ -133,7 +145,18 @@ class BackupJob(BlockJob):
         self._kicked.set()
 
     async def run(self) -> None:
-        """Copy what is to be copied, as long as nobody else has."""
+        """Copy what is to be copied, as long as nobody else has, and note meanwhile what was."""
+        if self._ledger is None:
+            await self._copy_all()
+            return
+        keeping = asyncio.ensure_future(self._ledger.keep(self.clock))
+        try:
+            await self._copy_all()
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _copy_all(self) -> None:
         if self._plan.sync is Sync.TOP:
             await self._leave_out_what_is_below()
         while self._plan.sync is Sync.NONE:
@@ -173,10 +196,10 @@ class BackupJob(BlockJob):
         async for span in walk(self._handle, 0, self._handle.size, refined=False):
             await self.pause_point()
             if span.depth == 0 and span.present:
-                self._copier.todo.reset(first, at - first)
+                self._copier.leave_out(first, at - first)
                 first = span.guest_offset + span.length
             at = span.guest_offset + span.length
-        self._copier.todo.reset(first, at - first)
+        self._copier.leave_out(first, at - first)
         self._account()
 
     async def _sweep(self) -> None:
@@ -222,9 +245,9 @@ class BackupJob(BlockJob):
         self.total = self.current + self._copier.left
 
     def query_progress(self) -> dict[str, Any]:
-        """Return what `query-job-progress` says, and how much was compared, where that is wanted."""
+        """Return what `query-job-progress` says, how much was compared, and whether it is resumable."""
         compared = {} if self._checker is None else {"verified-bytes": self._checker.verified}
-        return super().query_progress() | compared
+        return super().query_progress() | compared | ({} if self._ledger is None else self._ledger.shown())
 
     def hindrance(self) -> str | None:
         """Say in words what keeps the job."""
@@ -265,6 +288,8 @@ class BackupJob(BlockJob):
                 filter.end_keeping()
                 users = [edge for edge in passing(graph, filter) if edge is not self._handle.edge]
                 graph.rewire(Rewiring(moved=dict.fromkeys(users, filter.file)))
+                if self._ledger is not None:
+                    await self._ledger.stop(succeeded=self.error is None)
         await graph.release(self._handle)
 
 
@@ -276,6 +301,7 @@ async def prepare_backup(
     plan: Plan,
     *,
     filter_name: str | None = None,
+    ledger: BackupLedger | None = None,
     **life: Unpack[Life],
 ) -> BackupJob:
     """Return a job that backs up `source` as it is at this instant to `target`, of the same size.
@@ -289,6 +315,8 @@ async def prepare_backup(
         raise JobError("Source and target image have different sizes")
     for node in (target, source):
         graph.require_unpinned(node)
+    if ledger is not None:
+        await ledger.prepare()
     async with graph.drained(source):
         filter = CopyBeforeWriteNode(
             filter_name or graph.unique_name(),
@@ -300,14 +328,20 @@ async def prepare_backup(
         )
         try:
             filter.put_over_both(graph)
+            if ledger is not None:
+                await ledger.start(filter.copier)
             await graph.insert_filter(source, filter)
         except BaseException:
             await graph.discard_unused(filter)
+            if ledger is not None:
+                await ledger.stop(succeeded=False)
             raise
         handle = graph.hold(filter, f"block job '{id}'", READING)
         try:
-            return BackupJob(id, graph, handle, plan, **life)
+            return BackupJob(id, graph, handle, plan, ledger=ledger, **life)
         except BlockError:
             await graph.remove_filter(filter)
             await graph.release(handle)
+            if ledger is not None:
+                await ledger.stop(succeeded=False)
             raise

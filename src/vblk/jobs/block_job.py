@@ -39,6 +39,9 @@ class BlockJob(Job):
     failure: str | None = None
     """The last request that failed, in words."""
 
+    async def settled(self) -> None:
+        """Return when a command that began the job may be answered."""
+
     def failed(self, error: BlockError, policy: OnError, *, reading: bool) -> None:
         """Say that a request failed; to stop holds the job at its next pause point.
 

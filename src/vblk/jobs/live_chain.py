@@ -267,6 +267,12 @@ class Grip(Hold):
         """Tell whether what failed is the base, or what stores it."""
         return error.filename in {node.filename for node in reachable(self.base)}
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether the base is a VHDX image that one of the layers names by its identity."""
+        child, base = self.stretch.layers[-1], without_filters(self.base)
+        return isinstance(child, VhdxNode) and isinstance(base, VhdxNode) and child.image.locator is not None
+
     async def announce(self, told: Callable[[Guid | None], Awaitable[None]] | None = None) -> None:
         """Let the base be changed under a VHDX image that stands on it: that will accept it, and does now.
 

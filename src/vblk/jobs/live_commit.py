@@ -27,6 +27,7 @@ from vblk.jobs.image_removal import close_unused, remove_images
 from vblk.jobs.job import Life
 from vblk.jobs.live_chain import Grip, name_backing, overlays
 from vblk.jobs.mirror import MirrorJob
+from vblk.jobs.mirror_ledger import NoLedger
 from vblk.jobs.mirror_plan import Plan
 from vblk.jobs.resumption import noted
 from vblk.jobs.sweep import SweepJob
@@ -243,6 +244,7 @@ class ActiveCommitJob(MirrorJob):
         verify: Whether the base is compared with what the layers hold before the job is ready.
         delete: Whether the layers' files are deleted when the users have gone to the base.
         filter: A node over the top that goes when the job ends.
+        ledger: See `MirrorJob`.
         life: What every job has.
     """
 
@@ -257,22 +259,24 @@ class ActiveCommitJob(MirrorJob):
         verify: bool = False,
         delete: bool = False,
         filter: Node | None = None,
+        ledger: NoLedger | None = None,
         **life: Unpack[Life],
     ) -> None:
         plan = Plan(
             on_source_error=on_error, on_target_error=on_error, target_may_be_larger=True, verify=verify
         )
-        super().__init__(id, grip.graph, grip.reading, grip.writing, plan, filter=filter, **life)
+        super().__init__(
+            id, grip.graph, grip.reading, grip.writing, plan, filter=filter, ledger=ledger, **life
+        )
         self._grip = grip
         self._delete = delete
 
-    async def run(self) -> None:
-        """Bring all down, get ready, and keep in step until the end."""
+    async def _prepare_target(self) -> None:
+        """Let the base be changed under those who stand on it, and be large enough."""
         top, base = self._grip.reading, self._grip.writing
         await self._grip.announce()
         if base.size < top.size:
             await base.resize(top.size)
-        await super().run()
 
     async def _mark_what_is_there(self, bitmap: DirtyBitmap) -> None:
         """Mark what the layers hold."""
@@ -283,7 +287,7 @@ class ActiveCommitJob(MirrorJob):
 
         async for span in walk_by(look, 0, self._grip.reading.size):
             await self.pause_point()
-            bitmap.set(span.guest_offset, span.length)
+            self._mark(bitmap, span.guest_offset, span.length)
         self._account(bitmap)
 
     async def spans(self, offset: int, length: int) -> list[Span]:

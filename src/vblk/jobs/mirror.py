@@ -23,7 +23,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from typing import Any, ClassVar, Final, Unpack
+from typing import ClassVar, Final, Unpack
 
 from vblk.errors import BlockError, JobError
 from vblk.filters.job_top import take_job_top
@@ -35,11 +35,11 @@ from vblk.graph.handle import Handle
 from vblk.graph.node import Node, Span, coalesce
 from vblk.graph.recording import add_bitmap, remove_bitmap
 from vblk.graph.registry import Graph
-from vblk.jobs.block_job import BlockJob
 from vblk.jobs.job import Life, woken
+from vblk.jobs.mirror_ledger import NoLedger
 from vblk.jobs.mirror_plan import BUFFER, WORKERS, CopyMode, End, Plan, Sync, check_deadline
+from vblk.jobs.mirror_progress import MirrorProgress
 from vblk.jobs.mirror_target import MirrorTarget
-from vblk.jobs.rate import Meter
 from vblk.jobs.states import Status, Verb, require_accepted
 from vblk.jobs.walk import walk
 from vblk.jobs.write_blocking import WriteBlocking
@@ -57,7 +57,7 @@ PAUSE: Final = 0.1
 """So many seconds a job that is in step waits before it looks for changes again."""
 
 
-class MirrorJob(BlockJob):
+class MirrorJob(MirrorProgress):
     """One mirror of a disk to a target.
 
     Args:
@@ -68,6 +68,7 @@ class MirrorJob(BlockJob):
         plan: How.
         replaces: Whose users a completed job leads to the target; by default the filter's or the source's.
         filter: A node over the source that goes when the job ends.
+        ledger: What keeps, beside the target, how far the job is, for one that goes on after it died.
         life: What every job has: listener, clock, speed and so on.
     """
 
@@ -83,11 +84,13 @@ class MirrorJob(BlockJob):
         *,
         replaces: Node | None = None,
         filter: Node | None = None,
+        ledger: NoLedger | None = None,
         **life: Unpack[Life],
     ) -> None:
         plan.check()
         granularity = plan.granularity or granularity_for(target.node.allocation_unit)
-        super().__init__(id, **life)
+        goal = MirrorTarget(graph.bulk_engine, target.node, source.size, granularity, plan)
+        super().__init__(id, goal, ledger or NoLedger(), plan.copy_mode, **life)
         self._granularity = granularity
         self._graph = graph
         self._source = source
@@ -100,27 +103,17 @@ class MirrorJob(BlockJob):
         self._locks = RangeLock()
         self._deadline: float | None = None
         self._has_told_of_deadline = False
-        self.holds_users = False
-        """Whether the users wait, and the job's own requests with them: it goes past the handles then."""
         self._stumbled = False
         """Whether something failed since the last rest."""
         self._drain = AsyncExitStack()
         self._bonds = ExitStack()
         self._name = f"#mirror of {id}"
-        self._copy_mode = plan.copy_mode
         self._write_blocking: WriteBlocking | None = None
-        self._bitmap: DirtyBitmap | None = None
         self._breakage = asyncio.Event()
         """Set when a failure in the course of a user's request ends the job."""
         self._broken: BlockError | None = None
         self._crowd = min(WORKERS, max(1, max(plan.buffer, granularity) // BUFFER))
-        self._goal = MirrorTarget(graph.bulk_engine, target.node, source.size, granularity, plan)
         self._cursor = 0
-        self._flying = 0
-        """Bytes that are being copied."""
-        self._taken = 0
-        """Bytes whose marks were cleared to copy them, less those that were marked again for a failure."""
-        self._dirtied = Meter(self.clock)
 
     def complete(self) -> None:
         """Let the job end, and its users go to the target, as soon as both are the same."""
@@ -227,12 +220,9 @@ class MirrorJob(BlockJob):
 
     async def run(self) -> None:
         """Copy, get ready, and keep in step until the end; the disk is drained then."""
-        excess = self._target.size - self._source.size
-        if excess < 0 or (excess and not self._plan.target_may_be_larger):
-            raise JobError("Source and target image have different sizes")
-        why = f"block device is in use by block job: {self.type}"
-        with self._graph.pinned(self._source.node, why):
-            tasks = [asyncio.ensure_future(each) for each in (self._run(), self._broke())]
+        with self._graph.pinned(self._source.node, f"block device is in use by block job: {self.type}"):
+            work = (self._run(), self._broke(), self._ledger.keep(self.clock))
+            tasks = [asyncio.ensure_future(each) for each in work]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 await next(task for task in tasks if task.done())
@@ -249,15 +239,15 @@ class MirrorJob(BlockJob):
     async def _run(self) -> None:
         source = self._source
         self._bonds.enter_context(self._graph.leading(source.node, self._target.node))
+        bitmap = await self._begun_to_note()
         if not self._plan.target_is_zero:
             with suppress(BlockError):  # then it counts as data
                 await self._goal.look()
-        bitmap = await add_bitmap(self._graph, source.node, self._name, granularity=self._granularity)
-        bitmap.busy = True
-        self._bitmap = bitmap
+        await self._prepare_target()
         await self._take_on_copy_mode()
         self._set_deadline(self._plan.converge)
         await self._mark_what_is_there(bitmap)
+        self._ledger.all_is_marked()
         while True:
             await self._catch_up(bitmap)
             if self._ending is None and self.status is Status.READY:
@@ -271,17 +261,41 @@ class MirrorJob(BlockJob):
                 await self._let_users_go_on()
                 await self._recover()
 
+    async def _begun_to_note(self) -> DirtyBitmap:
+        """Note from now on what users change; go on by the ledger, if there is one."""
+        await self._ledger.prepare()
+        async with self._graph.drained(node := self._source.node):
+            bitmap = await add_bitmap(self._graph, node, self._name, granularity=self._granularity)
+            bitmap.busy = True
+            self._bitmap = bitmap
+            await self._ledger.start(bitmap)
+            return bitmap
+
+    async def _prepare_target(self) -> None:
+        """Do what comes before the first change of the target."""
+        excess = self._target.size - self._source.size
+        if excess < 0 or (excess and not self._plan.target_may_be_larger):
+            raise JobError("Source and target image have different sizes")
+
     async def _mark_what_is_there(self, bitmap: DirtyBitmap) -> None:
         """Mark what is to be copied of the disk as it is at the start."""
         source = self._source
         if self._plan.sync is Sync.FULL:
-            bitmap.set(0, source.size)
+            self._mark(bitmap, 0, source.size)
         elif self._plan.sync is Sync.TOP:
             async for span in walk(source, 0, source.size, refined=False):
                 await self.pause_point()
                 if span.depth == 0 and span.present:
-                    bitmap.set(span.guest_offset, span.length)
+                    self._mark(bitmap, span.guest_offset, span.length)
         self._account(bitmap)
+
+    def _mark(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
+        """Mark what of a range is not on the target already, by the ledger."""
+        undone = list(self._ledger.undone(offset, length))
+        for start, count in undone:
+            bitmap.set(start, count)
+        if undone != [(offset, length)]:
+            self._goal.owes(offset, length)
 
     async def _rest(self) -> None:
         """Wait for the user, for a moment at most."""
@@ -383,9 +397,10 @@ class MirrorJob(BlockJob):
             offset, length = piece
             self._flying += length
             try:
-                if not self.holds_users:
-                    await self.pace(length)
-                await self._copy(bitmap, offset, length)
+                with self._ledger.copying(offset, length):
+                    if not self.holds_users:
+                        await self.pace(length)
+                    await self._copy(bitmap, offset, length)
             except BaseException:
                 self._give_back(bitmap, offset, length)
                 raise
@@ -432,47 +447,15 @@ class MirrorJob(BlockJob):
             return nullcontext()
         return self._target.traffic
 
-    def _account(self, bitmap: DirtyBitmap) -> None:
-        """Say how much is done, and how much it would be in all if nobody wrote any more."""
-        left = bitmap.guest_bytes
-        self.total = self.current + self._flying + left
-        self._dirtied.note(self._taken + left)
-
-    def hindrance(self) -> str | None:
-        """Say in words why the job is not ready."""
-        general = super().hindrance()
-        if general is not None or self.status is Status.READY or self._bitmap is None:
-            return general
-        left = self._bitmap.count
-        if self._goal.unproved and not left:
-            return f"{self._goal.unproved} bytes are still to be compared"
-        if self.holds_users:
-            return f"its users wait while the last {left} bytes are copied"
-        rate, dirtied = self._moved.rate, self._dirtied.rate
-        if self.speed and self.speed <= dirtied:
-            return f"its users change {dirtied:.0f} bytes a second and its speed is {self.speed}"
-        if 0 < rate <= dirtied:
-            return f"its users change {dirtied:.0f} bytes a second and {rate:.0f} are copied"
-        return f"{left} bytes are still to be copied"
-
-    def query_progress(self) -> dict[str, Any]:
-        """Return what `query-job-progress` says, and what users do to the disk meanwhile."""
-        shown = super().query_progress()
-        if self._bitmap is not None:
-            self._account(self._bitmap)
-            shown["dirty-bytes"] = self._bitmap.count
-            shown["dirty-rate"] = round(self._dirtied.rate)
-            gain = self._moved.rate - self._dirtied.rate
-            shown.pop("seconds-left", None)
-            if gain > 0:
-                shown["seconds-left"] = round((self.total - self.current) / gain, 1)
-        shown |= self._goal.query_progress()
-        return shown | {"copy-mode": self._copy_mode.value, "holds-users": self.holds_users}
-
     @property
     def pivots(self) -> bool:
         """Whether the disk's users go to the target in the end."""
         return self._ending is End.PIVOT
+
+    async def prepare(self) -> None:
+        """Let the ledger say that the target is whole, before users change it."""
+        if self.pivots:
+            await self._ledger.finish()
 
     async def commit(self) -> None:
         """Lead the users to the target."""
@@ -494,6 +477,7 @@ class MirrorJob(BlockJob):
             steps.callback(self._bonds.close)
             self._copy_mode = CopyMode.BACKGROUND
             await self._take_on_copy_mode()
+            await self._ledger.stop(succeeded=self.error is None)
             self._bitmap = None
             if not self._source.closed and self._name in self._source.node.bitmaps:
                 self._source.node.bitmaps[self._name].busy = False

@@ -56,6 +56,11 @@ class MirrorTarget:
         """Bytes that came to the target and are still to be compared."""
         return 0 if self.proof is None else self.proof.due.count
 
+    def owes(self, offset: int, length: int) -> None:
+        """Note that some of a range came to the target before this job, and is to be compared as well."""
+        if self.proof is not None:
+            self.proof.due.set(offset, length)
+
     async def prove(self, owner: Owner, dirty: DirtyBitmap) -> None:
         """Compare what came to the target, where that is wanted; see `MirrorProof.sweep`."""
         if self.proof is not None:

@@ -1,7 +1,7 @@
 """The journal beside a target: its name, and the lock of whoever works by it.
 
 Owns: that one job at a time works by a journal. What stands in it is the business
-of `vblk.jobs.journal_file` and of the jobs.
+of `vblk.jobs.journal_file`, of `vblk.jobs.ledger` and of the jobs.
 
 Ordering rule: a journal is locked before it is read, and a new one before it takes
 its name.

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from vblk.aio.clock import LoopClock
 from vblk.errors import BlockError, OptionError
+from vblk.filters.once_copier import unit_for
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import Role
 from vblk.graph.node import Node
@@ -24,10 +25,13 @@ from vblk.jobs.backup import (
     Sync,
     prepare_backup,
 )
+from vblk.jobs.backup_ledger import BackupLedger
 from vblk.jobs.block_job import OnError
+from vblk.jobs.ledger import Ledger
 from vblk.monitor.actions import ActionTable, Undo, batch
 from vblk.monitor.commands.creating import make_beside, require_new_job
 from vblk.monitor.commands.mirroring import SyncMode
+from vblk.monitor.commands.resuming import closed_on_failure, ledger_of_name, ledger_of_node
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import NewImageMode, Object
 from vblk.options import check_node_name, parse_filename
@@ -45,7 +49,7 @@ class Perf(Object):
 
 
 class BackupOptions(Object, kw_only=True):
-    """What both commands take. `verify` is not in QEMU; see `Plan`."""
+    """What both commands take. Not in QEMU: `verify`, see `Plan`, and `resume`, see `BackupLedger`."""
 
     job_id: str | None = None
     device: str
@@ -61,6 +65,7 @@ class BackupOptions(Object, kw_only=True):
     filter_node_name: str | None = None
     x_perf: Perf | None = None
     verify: bool = False
+    resume: bool = False
 
 
 class BlockdevBackup(BackupOptions, kw_only=True):
@@ -83,7 +88,9 @@ async def blockdev_backup(daemon: Daemon, arguments: BlockdevBackup) -> Undo:
     source = daemon.find_either(arguments.device)
     target = daemon.find_either(arguments.target)
     plan = _plan(source, arguments)
-    return await _start(daemon, source, target, arguments, plan)
+    ledger = await ledger_of_node(daemon.graph, target) if arguments.resume else None
+    async with closed_on_failure(ledger):
+        return await _start(daemon, source, target, arguments, plan, ledger)
 
 
 @ACTIONS.action("drive-backup")
@@ -96,20 +103,22 @@ async def drive_backup(daemon: Daemon, arguments: DriveBackup) -> Undo:
         backing = source
     elif plan.sync is Sync.TOP and backing is None:
         plan = replace(plan, sync=Sync.FULL)
-    makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
-    format = arguments.format or (source.driver if makes else None)
-    if makes:
-        await make_beside(daemon, arguments.target, format or "raw", source.size, backing)
-        plan = replace(plan, target_is_zero=backing is None)
-    options = parse_filename(arguments.target, format=format)
-    # Only the job uses the image, and it writes whole clusters: nothing is read from behind it.
-    options = replace(options, children={**options.children, "backing": None})
-    target = await daemon.open_node(options)
-    try:
-        return await _start(daemon, source, target, arguments, plan)
-    except BaseException:
-        await daemon.graph.discard_unused(target)
-        raise
+    ledger = await ledger_of_name(daemon.graph, arguments.target) if arguments.resume else None
+    async with closed_on_failure(ledger):
+        makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
+        format = arguments.format or (source.driver if makes else None)
+        if makes and not (ledger is not None and ledger.is_begun):
+            await make_beside(daemon, arguments.target, format or "raw", source.size, backing)
+            plan = replace(plan, target_is_zero=backing is None)
+        options = parse_filename(arguments.target, format=format)
+        # Only the job uses the image, and it writes whole clusters: nothing is read from behind it.
+        options = replace(options, children={**options.children, "backing": None})
+        target = await daemon.open_node(options)
+        try:
+            return await _start(daemon, source, target, arguments, plan, ledger)
+        except BaseException:
+            await daemon.graph.discard_unused(target)
+            raise
 
 
 def _plan(source: Node, arguments: BackupOptions) -> Plan:
@@ -117,6 +126,12 @@ def _plan(source: Node, arguments: BackupOptions) -> Plan:
     bitmap = _bitmap(source, arguments)
     if arguments.verify and arguments.sync is SyncMode.NONE:
         raise QmpError("verify=true wants a backup that comes to an end, which sync mode 'none' does not")
+    if arguments.resume and arguments.verify:
+        raise QmpError("verify and resume do not go together: old bytes that were copied before are gone")
+    if arguments.resume and arguments.compress:
+        raise QmpError("compress and resume do not go together: compressed clusters are written once")
+    if arguments.resume and (bitmap is not None or arguments.sync is SyncMode.NONE):
+        raise QmpError("only a backup with sync=full or sync=top, and without a bitmap, can be resumed")
     incremental = arguments.sync is SyncMode.INCREMENTAL
     perf = arguments.x_perf or Perf()
     if not 1 <= perf.max_workers < 1 << 31:
@@ -165,7 +180,14 @@ def _bitmap(source: Node, arguments: BackupOptions) -> DirtyBitmap | None:
     return bitmap
 
 
-async def _start(daemon: Daemon, source: Node, target: Node, arguments: BackupOptions, plan: Plan) -> Undo:
+async def _start(
+    daemon: Daemon,
+    source: Node,
+    target: Node,
+    arguments: BackupOptions,
+    plan: Plan,
+    ledger: Ledger | None,
+) -> Undo:
     id = arguments.job_id or arguments.device
     require_new_job(daemon, id)
     if source is target:
@@ -183,6 +205,10 @@ async def _start(daemon: Daemon, source: Node, target: Node, arguments: BackupOp
             target.compress(daemon.graph.engine)
         except BlockError as error:
             raise QmpError(f"Compression is not supported for this drive {target.name}") from error
+    keeper = None
+    if ledger is not None:
+        how = f"a backup with sync={plan.sync.value}"
+        keeper = BackupLedger(ledger, daemon.graph, how, source, target, unit_for(target))
     together = batch.get()
     job: BackupJob = await prepare_backup(
         id,
@@ -191,6 +217,7 @@ async def _start(daemon: Daemon, source: Node, target: Node, arguments: BackupOp
         target,
         plan,
         filter_name=name,
+        ledger=keeper,
         listener=daemon.job_event,
         clock=LoopClock(),
         speed=arguments.speed,

@@ -22,7 +22,9 @@ from vblk.jobs.commit_journal import CommitJournal, FinishedCommit
 from vblk.jobs.job import Life
 from vblk.jobs.live_chain import Grip, Stretch, standing, storage_of, without_filters
 from vblk.jobs.live_commit import ActiveCommitJob, CommitJob, FinishJob
+from vblk.jobs.mirror_ledger import MirrorLedger
 from vblk.monitor.commands.creating import require_new_job
+from vblk.monitor.commands.resuming import ledger_of_node
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import Object
 from vblk.monitor.table import CommandTable
@@ -77,6 +79,7 @@ async def block_commit(daemon: Daemon, arguments: BlockCommit) -> None:
         job = await _job(daemon, device, top, arguments, id, life)
     daemon.jobs[id] = job
     job.start()
+    await job.settled()
 
 
 async def _job(
@@ -89,16 +92,17 @@ async def _job(
     is_active = without_filters(top) is without_filters(device)
     if is_active and arguments.backing_file is not None:
         raise QmpError("'backing-file' specified, but 'top' is the active layer")
-    if is_active and arguments.resume:
-        raise QmpError("'resume' is for layers below the active one")
     require_new_job(daemon, id)
     require_speed(arguments.speed)
     stretch = Stretch.between(without_filters(top), base)
     if arguments.delete:
         _require_files(stretch)
-    filter = journal = None
+    filter = journal = ledger = keeper = None
     async with AsyncExitStack() as undo:
-        if arguments.resume:
+        if arguments.resume and is_active:
+            ledger = await ledger_of_node(daemon.graph, base)
+            undo.callback(ledger.close)
+        elif arguments.resume:
             journal = CommitJournal(stretch)
             journal.claim()
             undo.callback(journal.close)
@@ -109,10 +113,16 @@ async def _job(
         why = "block device is in use by block job: commit"
         grip = Grip(daemon.graph, stretch, f"block job '{id}'", why, also=[device], is_active=is_active)
         await grip.take()
+        if ledger is not None:
+            undo.push_async_callback(grip.release)
+            what, linked = "a commit of the active layer", grip.is_linked
+            keeper = MirrorLedger(ledger, daemon.graph, what, stretch.top, base, linked=linked)
         undo.pop_all()
     on_error, verify, delete = arguments.on_error, arguments.verify, arguments.delete
     if is_active:
-        return ActiveCommitJob(id, grip, on_error, verify=verify, delete=delete, filter=filter, **life)
+        return ActiveCommitJob(
+            id, grip, on_error, verify=verify, delete=delete, filter=filter, ledger=keeper, **life
+        )
     return CommitJob(
         id,
         grip,

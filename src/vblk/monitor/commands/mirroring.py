@@ -17,9 +17,12 @@ from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING
 from vblk.graph.node import Filter, Node
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import OnError
+from vblk.jobs.ledger import Ledger
 from vblk.jobs.mirror import MirrorJob
+from vblk.jobs.mirror_ledger import MirrorLedger
 from vblk.jobs.mirror_plan import BUFFER_DEFAULT, CopyMode, Plan, Sync
 from vblk.monitor.commands.creating import make_beside, require_new_job
+from vblk.monitor.commands.resuming import closed_on_failure, ledger_of_name, ledger_of_node
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import NewImageMode, Object
 from vblk.monitor.table import CommandTable
@@ -40,7 +43,7 @@ class SyncMode(enum.Enum):
 
 
 class MirrorOptions(Object, kw_only=True):
-    """What both commands take. `converge`, in seconds, and `verify` are not in QEMU; see `Plan`."""
+    """What both commands take. Not in QEMU: `converge`, `verify` (`Plan`) and `resume` (`MirrorLedger`)."""
 
     job_id: str | None = None
     device: str
@@ -57,6 +60,7 @@ class MirrorOptions(Object, kw_only=True):
     auto_dismiss: bool = True
     converge: float | None = None
     verify: bool = False
+    resume: bool = False
 
 
 class BlockdevMirror(MirrorOptions, kw_only=True):
@@ -81,9 +85,18 @@ async def blockdev_mirror(daemon: Daemon, arguments: BlockdevMirror) -> None:
     target = daemon.find_either(arguments.target)
     if source is target:
         raise QmpError("Can't mirror node into itself")
-    await _start(
-        daemon, source, target, arguments, unmap=True, is_new=False, filter_name=arguments.filter_node_name
-    )
+    ledger = await ledger_of_node(daemon.graph, target) if arguments.resume else None
+    async with closed_on_failure(ledger):
+        await _start(
+            daemon,
+            source,
+            target,
+            arguments,
+            unmap=True,
+            is_new=False,
+            filter_name=arguments.filter_node_name,
+            ledger=ledger,
+        )
 
 
 @TABLE.command("drive-mirror")
@@ -92,17 +105,22 @@ async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
     source = daemon.find_either(arguments.device)
     if arguments.node_name is not None:
         check_node_name(arguments.node_name)
-    makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
-    format = arguments.format or (source.driver if makes else None)
-    if makes:
-        await make_beside(daemon, arguments.target, format or "raw", source.size)
-    options = parse_filename(arguments.target, format=format)
-    target = await daemon.open_node(replace(options, node_name=arguments.node_name))
-    try:
-        await _start(daemon, source, target, arguments, unmap=arguments.unmap, is_new=makes)
-    except BaseException:
-        await daemon.graph.discard_unused(target)
-        raise
+    ledger = await ledger_of_name(daemon.graph, arguments.target) if arguments.resume else None
+    async with closed_on_failure(ledger):
+        makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
+        format = arguments.format or (source.driver if makes else None)
+        is_new = makes and not (ledger is not None and ledger.is_begun)
+        if is_new:
+            await make_beside(daemon, arguments.target, format or "raw", source.size)
+        options = parse_filename(arguments.target, format=format)
+        target = await daemon.open_node(replace(options, node_name=arguments.node_name))
+        try:
+            await _start(
+                daemon, source, target, arguments, unmap=arguments.unmap, is_new=is_new, ledger=ledger
+            )
+        except BaseException:
+            await daemon.graph.discard_unused(target)
+            raise
 
 
 async def _start(
@@ -114,6 +132,7 @@ async def _start(
     unmap: bool,
     is_new: bool,
     filter_name: str | None = None,
+    ledger: Ledger | None = None,
 ) -> None:
     graph = daemon.graph
     id = arguments.job_id or arguments.device
@@ -135,6 +154,7 @@ async def _start(
         verify=arguments.verify,
     )
     user = f"block job '{id}'"
+    keeper = None if ledger is None else _keeper(graph, ledger, source, target, plan)
     async with AsyncExitStack() as undo:
         reading = graph.hold(source, user, READING)
         undo.push_async_callback(graph.release, reading)
@@ -152,6 +172,7 @@ async def _start(
             plan,
             replaces=replaces,
             filter=filter,
+            ledger=keeper,
             listener=daemon.job_event,
             clock=LoopClock(),
             speed=arguments.speed,
@@ -161,6 +182,13 @@ async def _start(
         undo.pop_all()
     daemon.jobs[id] = job
     job.start()
+    await job.settled()
+
+
+def _keeper(graph: Graph, ledger: Ledger, source: Node, target: Node, plan: Plan) -> MirrorLedger:
+    if plan.sync is Sync.NONE:
+        raise QmpError("a mirror with sync=none cannot be resumed: what its target held before is not known")
+    return MirrorLedger(ledger, graph, f"a mirror with sync={plan.sync.value}", source, target)
 
 
 def _replaced(graph: Graph, source: Node, name: str) -> Node:

@@ -1,0 +1,125 @@
+"""Nodes that are guarded: somebody has a say before each change of theirs.
+
+Owns: which operations ask, and how a node begins and ends to be guarded. As a node
+with dirty bitmaps, one that is guarded changes its class (`vblk.graph.kinds`); what
+has to be done before a change is its guard's business.
+
+Ordering rule: a change begins when its guard permits it, and the guard knows of it
+from that instant, without an await between, until it has ended.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+from vblk.graph.kinds import Extra, add_extra, remove_extra
+from vblk.graph.node import Buffer, Node, Span
+
+
+class Guard(ABC):
+    """Who has a say before a node is changed. Ranges are bytes of the node."""
+
+    @abstractmethod
+    def permits(self, offset: int, length: int) -> bool:
+        """Tell whether a change may begin at once."""
+
+    @abstractmethod
+    async def permit(self, offset: int, length: int) -> None:
+        """Return when a change may begin. It raises nothing but a cancellation."""
+
+    @abstractmethod
+    def begun(self, offset: int, length: int) -> None:
+        """Note a change that begins."""
+
+    @abstractmethod
+    def ended(self, offset: int, length: int) -> None:
+        """Note that one has ended, well or not."""
+
+    @abstractmethod
+    def flushing(self) -> None:
+        """Note that what was held back is written now: before and after that."""
+
+
+class Guarded(Extra):
+    """What a node that is guarded does more than another."""
+
+    below_name: ClassVar[str] = "unguarded"
+    unguarded: ClassVar[type[Node]]
+    guard: Guard
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write at once, if that is permitted at once."""
+        guard, length = self.guard, len(data)
+        if not guard.permits(offset, length):
+            return False
+        guard.begun(offset, length)
+        try:
+            return self.unguarded.try_write(self, offset, data)
+        finally:
+            guard.ended(offset, length)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write, when that is permitted."""
+        async with _permitted(self.guard, offset, len(data)):
+            await self.unguarded.write(self, offset, data, fua=fua)
+
+    async def write_zeroes(
+        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
+    ) -> None:
+        """Write zeros, when that is permitted."""
+        async with _permitted(self.guard, offset, length):
+            await self.unguarded.write_zeroes(
+                self, offset, length, unmap=unmap, no_fallback=no_fallback, fua=fua
+            )
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Discard, when that is permitted."""
+        async with _permitted(self.guard, offset, length):
+            await self.unguarded.discard(self, offset, length)
+
+    @asynccontextmanager
+    async def place(self, offset: int, length: int) -> AsyncGenerator[list[Span], None]:
+        """Make room, when that is permitted; it ends when the bytes are there."""
+        async with (
+            _permitted(self.guard, offset, length),
+            self.unguarded.place(self, offset, length) as spans,
+        ):
+            yield spans
+
+    async def flush(self) -> None:
+        """Flush, which may write."""
+        self.guard.flushing()
+        try:
+            await self.unguarded.flush(self)
+        finally:
+            self.guard.flushing()
+
+
+@asynccontextmanager
+async def _permitted(guard: Guard, offset: int, length: int) -> AsyncGenerator[None]:
+    while not guard.permits(offset, length):
+        await guard.permit(offset, length)
+    guard.begun(offset, length)
+    try:
+        yield
+    finally:
+        guard.ended(offset, length)
+
+
+def guard_node(node: Node, guard: Guard) -> None:
+    """Let somebody have a say in all changes of a node, which nobody guards; nothing may be in flight."""
+    assert not isinstance(node, Guarded)
+    add_extra(node, Guarded)
+    assert isinstance(node, Guarded)
+    node.guard = guard
+
+
+def is_guarded(node: Node) -> bool:
+    """Tell whether somebody guards a node."""
+    return isinstance(node, Guarded)
+
+
+def unguard(node: Node) -> None:
+    """Guard a node no more; nothing may be in flight on it."""
+    remove_extra(node, Guarded)
