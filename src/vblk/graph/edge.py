@@ -63,7 +63,9 @@ class Edge:
 
     `parent` is the user where that is a node of the graph, and `name` what it
     calls this child, under QEMU's name for it. An edge that is `frozen` is not led
-    elsewhere: somebody counts on it.
+    elsewhere: somebody counts on it. One to a backing image that `is_loose` goes by
+    the parent's users: without any it is idle; while they read only, and let others
+    write, it lets the backing image be written to, as QEMU does.
     """
 
     node: "Node"
@@ -74,6 +76,7 @@ class Edge:
     parent: "Node | None" = None
     name: str = ""
     frozen: bool = False
+    is_loose: bool = False
 
     @property
     def access(self) -> Access:

@@ -26,13 +26,15 @@ class Rewiring:
     """Changes of edges that belong together.
 
     `moved` edges lead to other nodes, `access` changes what users do; `added` and
-    `removed` edges of parents are, or are no more, among their children.
+    `removed` edges of parents are, or are no more, among their children. Whose access
+    is said is not loose any more; `loosened` edges are again.
     """
 
     moved: dict[Edge, Node] = field(default_factory=dict[Edge, Node])
     access: dict[Edge, Access] = field(default_factory=dict[Edge, Access])
     added: Sequence[Edge] = ()
     removed: Sequence[Edge] = ()
+    loosened: Sequence[Edge] = ()
 
 
 class Edges:
@@ -40,8 +42,6 @@ class Edges:
 
     def __init__(self) -> None:
         self._users: dict[Node, list[Edge]] = {}
-        self._loose: set[Edge] = set()
-        """Edges to backing images that allow what the users of their parents allow."""
 
     def __contains__(self, node: Node) -> bool:
         return node in self._users
@@ -61,14 +61,6 @@ class Edges:
             edge.frozen = False
         self.apply(Rewiring(removed=edges))
         return [edge.node for edge in edges]
-
-    def loosen(self, edge: Edge) -> None:
-        """Let an edge to a backing image, not in use yet, go by the users of its parent.
-
-        Without any it is idle. While they read only, and let others write, it lets the backing image be
-        written to, as QEMU does. Else, and once somebody says what it is, it is as any other.
-        """
-        self._loose.add(edge)
 
     def to(self, node: Node) -> list[Edge]:
         """Return the edges that lead to a node, the oldest first."""
@@ -102,8 +94,9 @@ class Edges:
         except BaseException:
             self._change(inverse)
             raise
-        self._loose -= set(rewiring.access)
-        self._loose -= set(rewiring.removed)
+        inverse.loosened = [edge for edge in rewiring.access if edge.is_loose]
+        for edge in inverse.loosened:
+            edge.is_loose = False
         return inverse
 
     def check(self, rewiring: Rewiring, *, as_if: Mapping[Node, bool] | None = None) -> None:
@@ -135,19 +128,21 @@ class Edges:
             self._users[node].append(edge)
         for edge, access in rewiring.access.items():
             edge.access = access
+        for edge in rewiring.loosened:
+            edge.is_loose = True
         return inverse
 
     def _refit(self, nodes: Iterable[Node], as_if: Mapping[Node, bool]) -> dict[Edge, Access]:
         """Judge the users of nodes, and let filters pass on what theirs do; return what that was before."""
         before: dict[Edge, Access] = {}
         try:
-            for node in self._parents_first(nodes):
+            for node in _parents_first(nodes):
                 self._judge(node, as_if.get(node, node.read_only))
                 for edge in node.children.values():
                     if edge.role is Role.FILTERED:
                         before[edge] = edge.access
                         edge.access = self._passed_on(node)
-                    elif edge in self._loose:
+                    elif edge.is_loose:
                         before[edge] = edge.access
                         edge.access = self._allowed(node)
         except BaseException:
@@ -155,25 +150,6 @@ class Edges:
                 edge.access = access
             raise
         return before
-
-    def _parents_first(self, nodes: Iterable[Node]) -> list[Node]:
-        """Return nodes, and all whose uses follow from theirs, so that a parent comes before its children."""
-        ordered: list[Node] = []
-        seen: set[Node] = set()
-        stack = [(node, False) for node in nodes]
-        while stack:
-            node, is_done = stack.pop()
-            if is_done:
-                ordered.append(node)
-            elif node not in seen:
-                seen.add(node)
-                stack.append((node, True))
-                stack += [
-                    (edge.node, False)
-                    for edge in node.children.values()
-                    if edge.role is Role.FILTERED or edge in self._loose
-                ]
-        return ordered[::-1]
 
     def _passed_on(self, node: Node) -> Access:
         """Return what a filter does with its child: what its users do, and what it says itself."""
@@ -284,6 +260,26 @@ def _levels_below(node: Node) -> int:
             edge.node for member in level for edge in member.children.values() if edge.role is not Role.FILE
         }
     return count
+
+
+def _parents_first(nodes: Iterable[Node]) -> list[Node]:
+    """Return nodes, and all whose uses follow from theirs, so that a parent comes before its children."""
+    ordered: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(node, False) for node in nodes]
+    while stack:
+        node, is_done = stack.pop()
+        if is_done:
+            ordered.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [
+                (edge.node, False)
+                for edge in node.children.values()
+                if edge.role is Role.FILTERED or edge.is_loose
+            ]
+    return ordered[::-1]
 
 
 def _refuse_conflict(new: Edge, old: Edge) -> None:

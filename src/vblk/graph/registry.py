@@ -134,7 +134,7 @@ class Graph:
         """Make `child` play `role` for `parent`, with the permissions that follow.
 
         `name` is what the parent calls the child, where it is not the role's name. `is_loose`: see
-        `Edges.loosen`.
+        `Edge`.
 
         Raises:
             PermissionConflict: Another user of the child excludes this one.
@@ -143,8 +143,7 @@ class Graph:
             GraphError: The child is not in this graph (any more).
         """
         edge = edge_of(parent, role, child, name)
-        if is_loose:
-            self.edges.loosen(edge)
+        edge.is_loose = is_loose
         self.rewire(Rewiring(added=[edge]))
         return edge
 

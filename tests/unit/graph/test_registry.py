@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.turns import until
 from vblk.errors import Cycle, GraphError, PermissionConflict, ReadOnly, StorageError
-from vblk.graph.edge import READING, SHARED_BY_READER, WRITING, Permission, Role
-from vblk.graph.edges import DEPTH_MAX
+from vblk.graph.edge import IDLE, READING, SHARED_BY_READER, WRITING, Access, Permission, Role
+from vblk.graph.edges import DEPTH_MAX, Rewiring
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.protocols.memory import MemoryNode
@@ -341,5 +341,30 @@ def test_a_child_that_somebody_else_writes_to_cannot_become_read_only() -> None:
         with pytest.raises(PermissionConflict, match="another writer writes to it"):
             await graph.reopen(parent, read_only=True)
         assert not parent.read_only
+
+    with_graph(scenario)
+
+
+def test_a_loose_edge_goes_by_the_users_of_its_parent_until_somebody_says_what_it_is() -> None:
+    async def scenario(graph: Graph) -> None:
+        base, overlay = memory(graph, "base"), memory(graph, "overlay")
+        edge = graph.attach(overlay, Role.BACKING, base, is_loose=True)
+        graph.keep(overlay)
+        strict = Access(READING, SHARED_BY_READER)
+        assert edge.access == IDLE
+        reader = graph.hold(overlay, "a reader", READING)
+        assert edge.access == Access(READING, Permission.ALL)
+        writer = graph.hold(base, "a writer", WRITING)
+        with pytest.raises(PermissionConflict):
+            graph.hold(overlay, "another writer", WRITING)
+        assert edge.access == Access(READING, Permission.ALL), "what is refused changes nothing"
+        await graph.release(writer)
+        inverse = graph.rewire(Rewiring(access={edge: strict}))
+        await graph.release(reader)
+        assert edge.access == strict
+        graph.restore(inverse)
+        assert edge.is_loose
+        await graph.release(graph.hold(overlay, "a reader", READING))
+        assert edge.access == IDLE
 
     with_graph(scenario)
