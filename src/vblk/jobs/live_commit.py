@@ -290,6 +290,10 @@ class ActiveCommitJob(MirrorJob):
             self._mark(bitmap, span.guest_offset, span.length)
         self._account(bitmap)
 
+    def _copied_at_once(self, offset: int, length: int) -> bool:
+        """Look at the layers first: what shows of the base is there already."""
+        return False
+
     async def spans(self, offset: int, length: int) -> list[Span]:
         """Return what the layers hold of a range."""
         return await self._grip.stretch.held(offset, length)

@@ -427,6 +427,10 @@ class MirrorJob(MirrorProgress):
     async def _copy(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
         try:
             async with self.had(offset, length):
+                if self._copied_at_once(offset, length):
+                    await asyncio.sleep(0)  # the users' turn
+                    self.current += length
+                    return
                 for span in await self.spans(offset, length):
                     await self._goal.copy(self._source.node, span)
         except BlockError as error:
@@ -434,6 +438,10 @@ class MirrorJob(MirrorProgress):
             self.stumble(error)
         else:
             self.current += length
+
+    def _copied_at_once(self, offset: int, length: int) -> bool:
+        """Copy a short range without waiting, as what users changed mostly is, or return False."""
+        return self._goal.try_copy(self._source.node, offset, length)
 
     def _give_back(self, bitmap: DirtyBitmap, offset: int, length: int) -> None:
         bitmap.set(offset, length)

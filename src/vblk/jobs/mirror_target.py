@@ -6,6 +6,8 @@ the start, so that zeros are not written there.
 Ordering rule: a range counts as zeros no more before anything else is written to it.
 """
 
+from typing import Final
+
 from vblk.aio.engine import Engine
 from vblk.extent import Kind
 from vblk.graph.dirty_bitmap import DirtyBitmap
@@ -16,7 +18,10 @@ from vblk.jobs.copy import ZEROS_LEFT_OUT
 from vblk.jobs.mirror_plan import BUFFER, Plan
 from vblk.jobs.mirror_proof import MirrorProof, Owner
 from vblk.jobs.walk import walk_by
-from vblk.units import align_down, align_up
+from vblk.units import KIB, align_down, align_up
+
+AT_ONCE_MOST: Final = 64 * KIB
+_ZEROS: Final = bytes(AT_ONCE_MOST)
 
 
 class MirrorTarget:
@@ -69,6 +74,16 @@ class MirrorTarget:
     def query_progress(self) -> dict[str, int]:
         """Return what `query-job-progress` says of comparing."""
         return {} if self.proof is None else {"verified-bytes": self.proof.checker.verified}
+
+    def try_copy(self, source: Node, offset: int, length: int) -> bool:
+        """Copy a short range of data that is in memory, without waiting, or return False: await `copy`."""
+        if length > AT_ONCE_MOST or self.proof is not None:
+            return False
+        data = source.try_read(offset, length)
+        if data is None or _ZEROS.startswith(data):
+            return False
+        self._touch(offset, length)
+        return self.node.try_write(offset, data)
 
     async def copy(self, source: Node, span: Span) -> None:
         """Let a span of the source be on the target as well."""

@@ -15,6 +15,7 @@ from vblk.graph.edge import WRITING
 from vblk.jobs.block_job import OnError
 from vblk.jobs.mirror import PAUSE
 from vblk.jobs.mirror_plan import Plan
+from vblk.jobs.mirror_target import MirrorTarget
 from vblk.jobs.states import Status
 from vblk.protocols.memory import MemoryNode
 from vblk.units import KIB, MIB
@@ -162,5 +163,30 @@ def test_users_go_on_though_the_source_cannot_be_flushed_any_more(
         await room.write(0, b"goes on")
         assert room.source.bitmaps == {}
         assert [edge.user for edge in room.graph.users(room.target)] == []
+
+    in_lab(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("data", "length", "verify", "at_once"),
+    [
+        (b"d", 64 * KIB, False, True),
+        (b"d", 128 * KIB, False, False),
+        (b"\0", 64 * KIB, False, False),
+        (b"d", 64 * KIB, True, False),
+    ],
+    ids=["data", "too long", "zeros", "to be verified"],
+)
+def test_short_data_in_memory_is_copied_at_once(
+    tmp_path: Path, data: bytes, length: int, verify: bool, at_once: bool
+) -> None:
+    async def scenario(room: Lab) -> None:
+        await room.write(MIB, data * length)
+        goal = MirrorTarget(room.graph.engine, room.target, SIZE, 64 * KIB, Plan(verify=verify))
+        holder = room.graph.hold(room.target, "the test", WRITING)
+        await holder.write(MIB, b"old" * length)
+        assert goal.try_copy(room.source, MIB, length) is at_once
+        assert (await room.target.read(MIB, length) == data * length) is at_once
+        await room.graph.release(holder)
 
     in_lab(tmp_path, scenario)
