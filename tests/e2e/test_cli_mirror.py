@@ -4,16 +4,20 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.support.command_line import call, good
+from tests.support.crash import NIGHTLY, SEED
+from tests.support.killed_call import Killer
 from tests.support.qmp import OURS, QEMU, Talk
 
 MIB = 1 << 20
+KILLS = 100 if NIGHTLY else 6
 SIZE = 4 * MIB
 
 
@@ -59,7 +63,8 @@ def test_progress_comes_as_json_lines(tmp_path: Path, disk: Path) -> None:
     ("words", "said"),
     [
         (["a"], "Expecting a source and a target"),
-        (["--resume", "a", "b"], "--resume is for a disk in use: say which daemon has it with --daemon"),
+        (["--resume", "-n", "a", "b"], "--resume is for a new image that gets all of a disk"),
+        (["--resume", "--sync", "none", "a", "b"], "not with -n and --sync none"),
         (["--pivot", "a", "b"], "--pivot is for a disk in use: say which daemon has it with --daemon"),
         (["--converge", "x", "a", "b"], "--converge takes a number of seconds, not 'x'"),
         (["--sync", "some", "a", "b"], "--sync must be full, top or none"),
@@ -79,6 +84,29 @@ def test_a_target_that_is_too_small_is_refused_and_left_alone(tmp_path: Path, di
     outcome = call("mirror", "-f", "raw", "-n", disk, target)
     assert outcome.status == 1
     assert target.read_bytes() == b"x" * MIB
+
+
+def test_a_mirror_on_its_own_goes_on_after_a_kill(in_memory: Path, tell: Callable[[str], None]) -> None:
+    source, target = in_memory / "source", in_memory / "copy.vhdx"
+    lot = Random(SEED)
+    source.write_bytes(lot.randbytes(6 * MIB))
+    words: list[str | Path] = ["mirror", "-q", "--resume", "-f", "raw", "-O", "vhdx", source, target]
+    settings = {"vblk.jobs.resumption.PERIOD": 0.0005, "vblk.jobs.mirror.PIECE": MIB // 4}
+    went_on = kills = 0
+    with Killer(settings, ["vblk.cli.mirror"]) as killer:
+        status, calls = killer.call(words)
+        assert status == 0
+        while kills < KILLS:
+            target.unlink()
+            if killer.call(words, lot.randrange(calls // 3, calls))[0] == 0:
+                continue  # it needed fewer calls this time
+            kills += 1
+            journal = in_memory / ".copy.vhdx.vblk-journal"
+            went_on += journal.exists() and journal.read_bytes().count(b"\n") > 1
+            assert killer.call(words, -1)[0] == 0
+            assert sorted(os.listdir(in_memory)) == ["copy.vhdx", "source"]
+            good("compare", "-q", "-f", "raw", "-F", "vhdx", source, target)
+    tell(f"{kills} mirrors alone killed with SIGKILL, all resumed to the right end; {went_on} went on")
 
 
 @pytest.fixture

@@ -225,6 +225,7 @@ class Story:
             job["copy-mode"] = "write-blocking"
         if not self.kind.pivots:
             job["filter-node-name"] = "filter"
+            job |= {"speed": 48 * MIB, "x-perf": {"max-chunk": MIB // 2}}
         return job
 
     async def _write(self, guest: Disk) -> None:

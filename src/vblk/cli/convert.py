@@ -5,8 +5,8 @@ sense, and where the result is kept until it is whole. The copying is
 `vblk.jobs.copy`.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from vblk.cli.console import Console
 from vblk.cli.copy_target import (
     TargetArguments,
     check_target,
+    claimed_journal,
     open_existing,
     target_options,
     verify_option,
@@ -214,22 +215,13 @@ class _Conversion:
     def _trouble(self) -> str:
         return f"{self.target}: error while converting {self.arguments.form}"
 
-    @contextmanager
-    def _journal_of(self, goal: Target, backing: Handle | None) -> "Generator[Journal | None]":
-        """Yield the journal of the copy, if it is to have one."""
+    def _journal_of(self, goal: Target, backing: Handle | None) -> "AbstractContextManager[Journal | None]":
+        """Return what yields the journal of the copy, if it is to have one."""
         if not self.arguments.resume:
-            yield None
-            return
-        if not isinstance(goal, str):
-            raise Failure("--resume wants a local file for the target")
-        from vblk.jobs.resumption import Journal, Task, traces_of
-
+            return nullcontext()
         read = [*self.sources, *([] if backing is None else [backing])]
-        journal = Journal(goal, Task(traces_of([each.node for each in read]), self.arguments.how))
-        with journal.claimed():
-            if journal.done and not self.arguments.quiet:
-                self.console.message(f"going on: {journal.done} of {self._size} bytes were copied before")
-            yield journal
+        told = None if self.arguments.quiet else self.console
+        return claimed_journal(goal, read, self.arguments.how, self._size, told)
 
     async def _copy(self, made: Made, journal: "Journal | None", *, differences: bool) -> None:
         arguments, target = self.arguments, made.handle

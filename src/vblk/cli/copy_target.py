@@ -4,9 +4,10 @@ Owns: the options that say where a copy goes, QEMU's words for those that make n
 sense together, and where a new image is kept until it is whole.
 """
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,8 +20,11 @@ from vblk.cli.values import TARGET_CACHE_TYPE
 from vblk.errors import BlockError
 from vblk.graph.handle import Handle
 from vblk.graph.registry import Graph
-from vblk.jobs.target import Made, new_image
+from vblk.jobs.target import Made, Target, new_image
 from vblk.opening import open_image
+
+if TYPE_CHECKING:
+    from vblk.jobs.resumption import Journal
 
 
 @dataclass(slots=True)
@@ -116,16 +120,49 @@ async def opened_target(
     size: int,
     creation: Request | None,
     console: Console,
+    *,
+    backing: Handle | None = None,
+    journal: "Journal | None" = None,
 ) -> AsyncGenerator[Made]:
-    """Yield the target, new or existing; a new one is kept if the block ends well."""
+    """Yield the target, new or existing; a new one, on `backing`, is kept if the block ends well."""
     if creation is None:
         target = await open_existing(graph, arguments, name, size, arguments.target_cache, console)
         yield Made(target, arguments.target_is_zero)
         return
-    backing = await creation.opened_backing(graph, name, rules=arguments.rules())
     image = await creation.plan(graph, name, size, backing)
-    async with new_image(graph, target_of(name), image, cache=arguments.target_cache) as made:
+    cache = arguments.target_cache
+    if journal is not None and cache == "unsafe":
+        cache = "writeback"  # what a journal says of it must be durable
+    async with new_image(graph, target_of(name), image, cache=cache, journal=journal) as made:
         yield made
+
+
+@contextmanager
+def claimed_journal(
+    goal: Target, read: Sequence[Handle], how: str, size: int, console: Console | None
+) -> "Generator[Journal]":
+    """Yield the journal of a copy, claimed; tell the console, if it is given, that the copy goes on.
+
+    Args:
+        goal: Where the copy goes.
+        read: What is copied, and what else decides about the bytes.
+        how: The rest that does.
+        size: That of the copy, in bytes.
+        console: For the message.
+
+    Raises:
+        Failure: The target is no local file.
+        JobError: Somebody else copies there, or something else was copied.
+    """
+    if not isinstance(goal, str):
+        raise Failure("--resume wants a local file for the target")
+    from vblk.jobs.resumption import Journal, Task, traces_of
+
+    journal = Journal(goal, Task(traces_of([each.node for each in read]), how))
+    with journal.claimed():
+        if journal.done and console is not None:
+            console.message(f"going on: {journal.done} of {size} bytes were copied before")
+        yield journal
 
 
 async def open_existing(

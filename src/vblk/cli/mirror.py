@@ -7,7 +7,7 @@ with `--pivot` leads the disk's users to the target.
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from vblk.cli.console import Console
 from vblk.cli.copy_target import (
     TargetArguments,
     check_target,
+    claimed_journal,
     opened_target,
     target_options,
     verify_option,
     wanted_image,
 )
-from vblk.cli.creation import options_help, read_options
+from vblk.cli.creation import options_help, read_options, target_of
 from vblk.cli.failure import SUCCESS, Failure, refuse
 from vblk.cli.images import image_graph, image_options, open_named
 from vblk.cli.progress_view import progress_option, shown_progress
@@ -35,6 +36,7 @@ from vblk.graph.registry import Graph
 from vblk.jobs.job import woken
 from vblk.jobs.mirror import MirrorJob
 from vblk.jobs.mirror_plan import Plan, Sync
+from vblk.jobs.offset_ledger import OffsetLedger
 from vblk.jobs.progress import Progress
 from vblk.jobs.states import Status
 from vblk.options import format_size
@@ -72,6 +74,14 @@ class Arguments(TargetArguments):
         if verified is not None and not self.quiet:
             console.print(f"verified {format_size(verified)}")
 
+    @property
+    def how(self) -> str:
+        """What decides about the bytes of the target, beside the source, as words of a command."""
+        words = ["mirror", f"--sync {self.sync}", f"-O {self.form}", *(f"-o {each}" for each in self.options)]
+        words += [] if self.format is None else [f"-f {self.format}"]
+        words += [] if self.backing is None else [f"-B {self.backing}"]
+        return " ".join([*words, *self.operands[:-1]])
+
     def two_operands(self) -> tuple[str, str]:
         """Return source and target.
 
@@ -95,32 +105,55 @@ async def run_here(arguments: Arguments, console: Console) -> int:
             "--converge": arguments.converge is not None,
             "--copy-mode": arguments.copy_mode,
             "--job-id": arguments.job_id,
-            "--resume": arguments.resume,
         },
         "is for a disk in use: say which daemon has it with --daemon",
     )
     check_target(arguments)
+    if arguments.resume and (arguments.skip_create or arguments.sync == "none"):
+        raise Failure("--resume is for a new image that gets all of a disk: not with -n and --sync none")
     creation = None if arguments.skip_create else wanted_image(arguments, options.values)
     source, target = arguments.two_operands()
-    async with image_graph(arguments, console) as graph:
+    async with image_graph(arguments, console) as graph, AsyncExitStack() as held:
         disk = await open_named(graph, source, arguments, console)
-        async with opened_target(graph, arguments, target, disk.size, creation, console) as goal:
-            plan = Plan(
-                sync=Sync(arguments.sync),
-                granularity=arguments.granularity,
-                target_is_zero=goal.is_zero,
-                target_may_be_larger=True,
-                verify=arguments.verify,
+        backing = None
+        if creation is not None:
+            backing = await creation.opened_backing(graph, target, rules=arguments.rules())
+        journal = None
+        if arguments.resume:
+            read = [disk, *([] if backing is None else [backing])]
+            told = None if arguments.quiet else console
+            claim = claimed_journal(target_of(target), read, arguments.how, disk.size, told)
+            journal = held.enter_context(claim)
+            if journal.is_whole:
+                return SUCCESS
+        goal = await held.enter_async_context(
+            opened_target(
+                graph, arguments, target, disk.size, creation, console, backing=backing, journal=journal
             )
-            graph.rewire(Rewiring(access={goal.handle.edge: IDLE}))  # the job writes, not we
-            with arguments.shown(console) as progress:
-                verified = await _mirror(graph, disk, goal.handle, plan, arguments.rate, progress)
+        )
+        plan = Plan(
+            sync=Sync(arguments.sync),
+            granularity=arguments.granularity,
+            target_is_zero=goal.is_zero and (journal is None or not journal.done),
+            target_may_be_larger=True,
+            verify=arguments.verify,
+        )
+        ledger = None if journal is None else OffsetLedger(journal, graph.engine, goal.handle.node)
+        graph.rewire(Rewiring(access={goal.handle.edge: IDLE}))  # the job writes, not we
+        with arguments.shown(console) as progress:
+            verified = await _mirror(graph, disk, goal.handle, plan, ledger, arguments.rate, progress)
     arguments.tell_verified(console, verified)
     return SUCCESS
 
 
 async def _mirror(
-    graph: Graph, disk: Handle, goal: Handle, plan: Plan, rate: int, progress: Progress | None
+    graph: Graph,
+    disk: Handle,
+    goal: Handle,
+    plan: Plan,
+    ledger: OffsetLedger | None,
+    rate: int,
+    progress: Progress | None,
 ) -> int | None:
     """Mirror a disk that nobody uses; return how many bytes were compared, if that was wanted."""
     clock = LoopClock()
@@ -131,6 +164,7 @@ async def _mirror(
         disk,
         graph.hold(goal.node, "the mirror", WRITING, SHARED_BY_WRITER),
         plan,
+        ledger=ledger,
         listener=lambda job, event, data: news.set(),
         clock=clock,
         speed=rate,
@@ -217,7 +251,7 @@ VERB = Verb(
         flag(
             "--resume",
             help="Keep a journal beside the target, and go on by it if there is one: after a failure, a "
-            "cancel or the death of the daemon. Nobody may have written to the disk meanwhile.",
+            "kill or a crash, also of the daemon. Nobody may have written to the disk meanwhile.",
         ),
         flag("-q", "quiet", help="Say nothing but errors."),
         flag("-p", "progress", help="Show how far it is."),
