@@ -97,8 +97,14 @@ READY = ("wait", {"event": "BLOCK_JOB_READY"})
 SCRIPTS: dict[str, list[Any]] = {
     "layers": [("block-commit", job(top_node="t", base_node="b"))],
     "one layer": [("block-commit", job(top_node="m"))],
+    "layers below a filter": [("block-commit", job(top_node="t", base_node="b", filter_node_name="f"))],
     "files": [("block-commit", job(top="t", base="m", backing_file="./m"))],
     "the active layer": [("block-commit", job()), READY, ("job-complete", {"id": "j"})],
+    "the active layer below a filter": [
+        ("block-commit", job(filter_node_name="f")),
+        READY,
+        ("job-complete", {"id": "j"}),
+    ],
     "the active layer into the next": [
         ("block-commit", job(base_node="t")),
         READY,
@@ -154,6 +160,10 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("block-commit", job(top_node="b")),
     ("block-commit", job(backing_file="x")),
     ("block-commit", {**job(), "device": "b"}),
+    ("block-commit", job(top_node="t", filter_node_name="m")),
+    ("block-commit", job(top_node="t", filter_node_name="1")),
+    ("block-commit", job(filter_node_name="m")),
+    ("block-commit", job(filter_node_name="1")),
     ("block-commit", job(top_node="t", job_id="1")),
     ("block-commit", job(top_node="t", on_error="maybe")),
     ("block-stream", {"device": "x"}),
