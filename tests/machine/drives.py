@@ -13,7 +13,7 @@ from vblk.exports.export import Export
 from vblk.graph.handle import Handle
 from vblk.graph.node import Node
 from vblk.opening import FILTERS, FORMATS
-from vblk.options import NodeOptions, from_mapping, merge, parse_filename
+from vblk.options import NodeOptions, from_mapping, merge, parse_filename, with_filename
 from vblk.options.keyval import split_pairs
 
 _OF_THE_DRIVE: Final = frozenset("if id media aio werror rerror index bus unit serial snapshot".split())
@@ -106,6 +106,8 @@ def with_file(node: dict[str, Any], file: str | None) -> NodeOptions:
     while f"{level}file.driver" in node:
         driver = str(node[f"{level}file.driver"])
         level += "file."
+    if driver == "blkdebug" and not level:
+        return with_filename(from_mapping(node), file)
     if driver and driver not in FORMATS and driver not in FILTERS:
         return from_mapping({**node, f"{level}filename": file})
     if any(name.startswith(f"{level}file.") for name in node):
