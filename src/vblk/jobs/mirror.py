@@ -220,16 +220,17 @@ class MirrorJob(MirrorProgress):
 
     async def run(self) -> None:
         """Copy, get ready, and keep in step until the end; the disk is drained then."""
-        with self._graph.pinned(self._source.node, f"block device is in use by block job: {self.type}"):
-            work = (self._run(), self._broke(), self._ledger.keep(self.clock))
-            tasks = [asyncio.ensure_future(each) for each in work]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                await next(task for task in tasks if task.done())
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+        why = f"block device is in use by block job: {self.type}"
+        self._bonds.enter_context(self._graph.pinned(self._source.node, why))
+        work = (self._run(), self._broke(), self._ledger.keep(self.clock))
+        tasks = [asyncio.ensure_future(each) for each in work]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await next(task for task in tasks if task.done())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _broke(self) -> None:
         await self._breakage.wait()

@@ -15,6 +15,7 @@ from tests.support.command_line import good
 from tests.support.manual_clock import EagerClock, ManualClock
 from tests.support.mirror_lab import SIZE, Lab, failing, in_lab, kept
 from tests.support.turns import turns
+from vblk.errors import NodeBusy
 from vblk.graph.dirty_bitmap import DirtyBitmap
 from vblk.graph.edge import WRITING, Role
 from vblk.graph.node import Node
@@ -329,9 +330,14 @@ def test_cancel_in_phase_2_runs_until_the_source_is_clean_and_quiescent(tmp_path
         late = asyncio.ensure_future(room.guest.write(0, b"late"))
         await turns(50)
         assert not late.done(), "the source is quiescent"
+        with pytest.raises(NodeBusy, match="in use by block job: mirror"):
+            room.graph.require_unpinned(
+                room.source
+            )  # or a resize would wait for a finalize that waits for it
         job.finalize()
         await job.ended()
         await late
+        room.graph.require_unpinned(room.source)
         assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)
