@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.chain_lab import make_chain
 from tests.support.monitor import Monitor, monitor, told
-from vblk.graph.edge import WRITING
+from vblk.graph.edge import WRITING, Role
 from vblk.graph.handle import Handle
 
 SIZE = 1 << 20
@@ -178,5 +179,35 @@ def test_a_filter_with_a_name_is_over_the_disk_while_the_job_lives(end: str) -> 
             assert talk.daemon.graph.users(talk.daemon.graph.find("disk")) == (
                 [] if end == "complete" else [guest.edge]
             )
+
+    asyncio.run(session())
+
+
+@pytest.mark.parametrize("format", ["vhdx", "qcow2"])
+def test_the_top_of_a_chain_is_mirrored_to_an_image_on_the_same_backing_image(
+    tmp_path: Path, format: str
+) -> None:
+    base, top = make_chain(tmp_path, [format] * 2, [SIZE * 3, SIZE * 3]), tmp_path / f"1.{format}"
+
+    async def session() -> None:
+        async with monitor() as talk:
+            graph = talk.daemon.graph
+            await talk.add("top", format, file={"driver": "file", "filename": str(top)})
+            guest = graph.hold(graph.find("top"), "the guest", WRITING)
+            backing = graph.find("top").child(Role.BACKING)
+            (tmp_path / "elsewhere").mkdir()
+            target = str(tmp_path / "elsewhere" / "target")
+            await talk.call(
+                "drive-mirror", job_id="m", device="top", target=target, sync="top", format=format
+            )
+            await ready(talk, "m")
+            await guest.write(5000, b"late")
+            job = talk.daemon.jobs["m"]
+            await talk.call("block-job-complete", device="m")
+            await job.ended()
+            assert job.error is None
+            assert guest.node.filename == target
+            assert guest.node.child(Role.BACKING) is backing
+            assert await guest.read(0, len(base)) == base[:5000] + b"late" + base[5004:]
 
     asyncio.run(session())

@@ -13,7 +13,7 @@ from dataclasses import replace
 from vblk.aio.clock import LoopClock
 from vblk.filters.copies import CopiesNode
 from vblk.filters.job_top import put_job_top, take_job_top
-from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING
+from vblk.graph.edge import READING, SHARED_BY_WRITER, WRITING, Role
 from vblk.graph.node import Filter, Node
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import OnError
@@ -26,7 +26,7 @@ from vblk.monitor.commands.resuming import closed_on_failure, ledger_of_name, le
 from vblk.monitor.daemon import Daemon
 from vblk.monitor.schema import NewImageMode, Object
 from vblk.monitor.table import CommandTable
-from vblk.options import check_node_name, parse_filename
+from vblk.options import NodeOptions, NodeReference, check_node_name, parse_filename, to_filename
 from vblk.wire.qmp import QmpError
 
 TABLE = CommandTable()
@@ -93,7 +93,7 @@ async def blockdev_mirror(daemon: Daemon, arguments: BlockdevMirror) -> None:
             target,
             arguments,
             unmap=True,
-            is_new=False,
+            is_zero=False,
             filter_name=arguments.filter_node_name,
             ledger=ledger,
         )
@@ -110,17 +110,32 @@ async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
         makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
         format = arguments.format or (source.driver if makes else None)
         is_new = makes and not (ledger is not None and ledger.is_begun)
+        backing = source.child(Role.BACKING) if makes and arguments.sync is SyncMode.TOP else None
         if is_new:
-            await make_beside(daemon, arguments.target, format or "raw", source.size)
+            await make_beside(daemon, arguments.target, format or "raw", source.size, backing)
         options = parse_filename(arguments.target, format=format)
-        target = await daemon.open_node(replace(options, node_name=arguments.node_name))
+        options.node_name = arguments.node_name
+        if backing is None:
+            target = await daemon.open_node(options)
+        else:  # what is not copied is there already
+            target = await _open_on(daemon, options, backing)
         try:
+            is_zero = is_new and backing is None
             await _start(
-                daemon, source, target, arguments, unmap=arguments.unmap, is_new=is_new, ledger=ledger
+                daemon, source, target, arguments, unmap=arguments.unmap, is_zero=is_zero, ledger=ledger
             )
         except BaseException:
             await daemon.graph.discard_unused(target)
             raise
+
+
+async def _open_on(daemon: Daemon, options: NodeOptions, backing: Node) -> Node:
+    """Open an image that was made for `backing` on that node, under its plain name."""
+    named = to_filename(replace(options, node_name=None))
+    reference = NodeReference(backing.name)
+    target = await daemon.open_node(replace(options, children={**options.children, "backing": reference}))
+    target.filename = named
+    return target
 
 
 async def _start(
@@ -130,7 +145,7 @@ async def _start(
     arguments: MirrorOptions,
     *,
     unmap: bool,
-    is_new: bool,
+    is_zero: bool,
     filter_name: str | None = None,
     ledger: Ledger | None = None,
 ) -> None:
@@ -147,7 +162,7 @@ async def _start(
         on_source_error=arguments.on_source_error,
         on_target_error=arguments.on_target_error,
         unmap=unmap,
-        target_is_zero=is_new,
+        target_is_zero=is_zero,
         converge=arguments.converge,
         copy_mode=arguments.copy_mode,
         buffer=arguments.buf_size or BUFFER_DEFAULT,
