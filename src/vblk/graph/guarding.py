@@ -16,25 +16,24 @@ from typing import ClassVar
 from vblk.graph.kinds import Extra, add_extra, remove_extra
 from vblk.graph.node import Buffer, Node, Span
 
+Ticket = tuple[int, int]
+"""What a guard gives to a change that begins: a first unit of its own, and the one behind the last."""
+
 
 class Guard(ABC):
     """Who has a say before a node is changed. Ranges are bytes of the node."""
 
     @abstractmethod
-    def permits(self, offset: int, length: int) -> bool:
-        """Tell whether a change may begin at once."""
+    def enter(self, offset: int, length: int) -> Ticket | None:
+        """Let a change begin, and return what `leave` takes; None: it has to wait for `permit`."""
 
     @abstractmethod
     async def permit(self, offset: int, length: int) -> None:
-        """Return when a change may begin. It raises nothing but a cancellation."""
+        """Return when it is worth to `enter` again. It raises nothing but a cancellation."""
 
     @abstractmethod
-    def begun(self, offset: int, length: int) -> None:
-        """Note a change that begins."""
-
-    @abstractmethod
-    def ended(self, offset: int, length: int) -> None:
-        """Note that one has ended, well or not."""
+    def leave(self, ticket: Ticket) -> None:
+        """Note that a change has ended, well or not."""
 
     @abstractmethod
     def flushing(self) -> None:
@@ -50,14 +49,14 @@ class Guarded(Extra):
 
     def try_write(self, offset: int, data: Buffer) -> bool:
         """Write at once, if that is permitted at once."""
-        guard, length = self.guard, len(data)
-        if not guard.permits(offset, length):
+        guard = self.guard
+        ticket = guard.enter(offset, len(data))
+        if ticket is None:
             return False
-        guard.begun(offset, length)
         try:
             return self.unguarded.try_write(self, offset, data)
         finally:
-            guard.ended(offset, length)
+            guard.leave(ticket)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write, when that is permitted."""
@@ -98,13 +97,12 @@ class Guarded(Extra):
 
 @asynccontextmanager
 async def _permitted(guard: Guard, offset: int, length: int) -> AsyncGenerator[None]:
-    while not guard.permits(offset, length):
+    while (ticket := guard.enter(offset, length)) is None:
         await guard.permit(offset, length)
-    guard.begun(offset, length)
     try:
         yield
     finally:
-        guard.ended(offset, length)
+        guard.leave(ticket)
 
 
 def guard_node(node: Node, guard: Guard) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vblk.errors import BlockError, JobError
-from vblk.graph.guarding import Guard, guard_node, is_guarded, unguard
+from vblk.graph.guarding import Guard, Ticket, guard_node, is_guarded, unguard
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.jobs.identity import Fact, Facts
@@ -29,18 +29,15 @@ class Watch(Guard):
     def __init__(self, activity: Activity) -> None:
         self._activity = activity
 
-    def permits(self, offset: int, length: int) -> bool:
-        """Permit everything."""
-        return True
+    def enter(self, offset: int, length: int) -> Ticket:
+        """Note a change."""
+        self._activity.begun()
+        return 0, 0
 
     async def permit(self, offset: int, length: int) -> None:
         """Permit everything."""
 
-    def begun(self, offset: int, length: int) -> None:
-        """Note a change."""
-        self._activity.begun()
-
-    def ended(self, offset: int, length: int) -> None:
+    def leave(self, ticket: Ticket) -> None:
         """Note its end."""
         self._activity.ended()
 

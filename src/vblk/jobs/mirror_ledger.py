@@ -20,7 +20,7 @@ from typing import Any, Final
 from vblk.aio.clock import Clock
 from vblk.errors import BlockError
 from vblk.graph.dirty_bitmap import DirtyBitmap
-from vblk.graph.guarding import Guard
+from vblk.graph.guarding import Guard, Ticket
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.jobs.ledger import Ledger
@@ -107,9 +107,14 @@ class MirrorLedger(LedgerKeeper, NoLedger, Guard):
 
     # What users change
 
-    def permits(self, offset: int, length: int) -> bool:
-        """Tell whether the file surely says of none of these regions that it is done."""
-        return self._map.surely_undone(*self._regions(offset, length))
+    def enter(self, offset: int, length: int) -> Ticket | None:
+        """Let a change of the source begin if the file surely says of none of its regions that it is done."""
+        first, stop = regions = self._regions(offset, length)
+        if not self._map.surely_undone(first, stop):
+            return None
+        self._active.append(regions)
+        self._ledger.source.begun()
+        return regions
 
     async def permit(self, offset: int, length: int) -> None:
         """Let the file say so."""
@@ -120,15 +125,10 @@ class MirrorLedger(LedgerKeeper, NoLedger, Guard):
         if not self.is_kept:
             self._map = RegionMap(len(self._map))
 
-    def begun(self, offset: int, length: int) -> None:
-        """Note a change of the source."""
-        self._active.append(self._regions(offset, length))
-        self._ledger.source.begun()
-
-    def ended(self, offset: int, length: int) -> None:
+    def leave(self, ticket: Ticket) -> None:
         """Note its end; what it changed is marked."""
         self._ledger.source.ended()
-        self._settle(*self._regions(offset, length))
+        self._settle(*ticket)
 
     def flushing(self) -> None:
         """Note that the source may be written to."""

@@ -7,7 +7,7 @@ import pytest
 
 from vblk.errors import BlockError, OutOfRange
 from vblk.graph.edge import WRITING
-from vblk.graph.guarding import Guard, Guarded, guard_node, is_guarded, unguard
+from vblk.graph.guarding import Guard, Guarded, Ticket, guard_node, is_guarded, unguard
 from vblk.graph.handle import Handle
 from vblk.graph.registry import Graph
 from vblk.opening import open_image
@@ -23,17 +23,17 @@ class Porter(Guard):
         self.is_open = False
         self.seen: list[str] = []
 
-    def permits(self, offset: int, length: int) -> bool:
-        return self.is_open
+    def enter(self, offset: int, length: int) -> Ticket | None:
+        if not self.is_open:
+            return None
+        self.seen.append("begun")
+        return offset, offset + length
 
     async def permit(self, offset: int, length: int) -> None:
         self.seen.append(f"asked for {length} at {offset}")
         self.is_open = True
 
-    def begun(self, offset: int, length: int) -> None:
-        self.seen.append("begun")
-
-    def ended(self, offset: int, length: int) -> None:
+    def leave(self, ticket: Ticket) -> None:
         self.seen.append("ended")
 
     def flushing(self) -> None:

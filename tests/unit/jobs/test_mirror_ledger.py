@@ -69,6 +69,13 @@ class Keeping:
 
         await self.room.came_true(is_in_step)
 
+    def permits(self, offset: int, length: int) -> bool:
+        """Tell whether a change may begin at once."""
+        ticket = self.keeper.enter(offset, length)
+        if ticket is not None:
+            self.keeper.leave(ticket)
+        return ticket is not None
+
     def says(self) -> bytes:
         return self.journal.read_bytes()[4096 : 4096 + REGIONS]
 
@@ -146,13 +153,13 @@ def test_users_wait_for_the_ledger_only_where_a_region_is_done(tmp_path: Path) -
     async def scenario(lab: Keeping) -> None:
         room = lab.room
         job = await lab.begun()
-        assert lab.keeper.permits(2 * MIB, 1)
+        assert lab.permits(2 * MIB, 1)
         await lab.look()
-        assert not lab.keeper.permits(2 * MIB, 1)
+        assert not lab.permits(2 * MIB, 1)
         assert not room.guest.try_write(2 * MIB, b"y")
         await asyncio.gather(*(room.write(2 * MIB + at * 512, b"z") for at in range(4)))
-        assert lab.keeper.permits(2 * MIB, 1)
-        assert not lab.keeper.permits(MIB, MIB + 1)
+        assert lab.permits(2 * MIB, 1)
+        assert not lab.permits(MIB, MIB + 1)
         await lab.end(job)
 
     keeping(tmp_path, scenario)
@@ -261,4 +268,29 @@ def test_what_was_done_when_the_job_was_cancelled_is_noted(tmp_path: Path) -> No
         await lab.end(job)
         assert lab.says() == b"\1" * REGIONS
 
+    keeping(tmp_path, scenario)
+
+
+def test_both_disks_are_flushed_before_a_region_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    flush = os.fdatasync
+
+    def watched(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    async def scenario(lab: Keeping) -> None:
+        job = await lab.begun()
+        await lab.room.write(0, b"x")
+        await lab.in_step(job)
+        flushed.clear()
+        await lab.look()
+        assert sorted(flushed[:-1]) == ["source", "target"]
+        assert flushed[-1] == lab.journal.name
+        assert lab.says()[0] == 1
+        await lab.end(job)
+
+    monkeypatch.setattr(os, "fdatasync", watched)
     keeping(tmp_path, scenario)
