@@ -16,6 +16,7 @@ from tests.support.filesystems import mounted, needs_root
 from tests.support.nodes import content_of, run
 from tests.support.sshd import Sshd
 from vblk.errors import BlockError, NoSpace, ReadOnly, Unsupported
+from vblk.extent import Kind
 from vblk.graph.edge import READING, WRITING
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
@@ -351,3 +352,53 @@ def test_the_fastest_cipher_is_taken_unless_the_configuration_names_others(
     with (sshd.home / ".ssh" / "config").open("a") as file:
         file.write("  Ciphers aes256-ctr\n")
     assert asyncio.run(cipher()) == "aes256-ctr"
+
+
+def test_holes_are_found_by_the_servers_shell_and_do_not_travel(sshd: Sshd, tmp_path: Path) -> None:
+    image, back = tmp_path / "it's sparse", tmp_path / "back.raw"
+    with image.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(content_of(MIB))
+    name = sshd.name(image)
+    assert good("map", "-f", "raw", name).splitlines()[1:] == [
+        f"0x8000000000    0x100000        0x8000000000    {name}"
+    ]
+    good("convert", "-f", "raw", "-O", "raw", name, back)
+    assert back.stat().st_size == 1 << 40
+    with back.open("rb") as file:
+        file.seek(1 << 39)
+        assert file.read(MIB) == content_of(MIB)
+
+
+def test_holes_are_asked_for_while_the_file_is_written(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    os.truncate(tmp_path / "disk", 16 * MIB)
+
+    async def scenario() -> None:
+        async with Graph() as graph:
+            node = await opened(graph, sshd.name(tmp_path / "disk"))
+            assert [span.kind for span in await node.allocation(0, 16 * MIB)] == [Kind.ZERO]
+            await node.write(8 * MIB, b"\1" * 65536)
+            spans = [
+                (span.kind, span.guest_offset, span.length) for span in await node.allocation(0, 16 * MIB)
+            ]
+            assert spans == [
+                (Kind.ZERO, 0, 8 * MIB),
+                (Kind.DATA, 8 * MIB, 65536),
+                (Kind.ZERO, 8 * MIB + 65536, 8 * MIB - 65536),
+            ]
+
+    asyncio.run(scenario())
+
+
+def test_where_there_is_no_shell_everything_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").touch()
+    os.truncate(tmp_path / "disk", MIB)
+    with Sshd(tmp_path / "ssh", more="ForceCommand internal-sftp\n") as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.setenv("SSH_AUTH_SOCK", "")
+        name = server.name(tmp_path / "disk")
+        assert good("map", "-f", "raw", name).splitlines()[1:] == [
+            f"0               0x100000        0               {name}"
+        ]

@@ -28,7 +28,7 @@ def _key(path: Path) -> str:
 class Sshd:
     """A server for whoever has the key `user` in its folder."""
 
-    def __init__(self, folder: Path, *, sftp: str = "internal-sftp") -> None:
+    def __init__(self, folder: Path, *, sftp: str = "internal-sftp", more: str = "") -> None:
         self.folder = folder
         self.home = folder / "home"
         (self.home / ".ssh").mkdir(parents=True)
@@ -39,7 +39,7 @@ class Sshd:
         self._configuration = folder / "sshd_config"
         self._configuration.write_text(
             f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
-            f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp {sftp}\n"
+            f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp {sftp}\n{more}"
         )
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]

@@ -22,12 +22,13 @@ from typing import ClassVar, Final, TypeVar
 import asyncssh
 
 from vblk.errors import BlockError, NoSpace, OutOfRange, PeerError, StorageError, Unsupported
-from vblk.extent import Kind
 from vblk.graph.node import Buffer, Preallocation, Span
 from vblk.protocols.cache_mode import WRITEBACK, CacheMode
+from vblk.protocols.data_runs import spans_of
 from vblk.protocols.remote_leaf import RemoteLeaf
 from vblk.protocols.ssh import Options
 from vblk.protocols.ssh_connection import Session, connect
+from vblk.protocols.ssh_holes import RemoteHoles
 from vblk.runtime.fan_out import in_pieces
 from vblk.units import KIB, MIB, OFFSET_MAX
 
@@ -81,6 +82,7 @@ class SshNode(RemoteLeaf):
         self._file = file
         self._size = self._reach = size
         self._durable = False
+        self._holes = RemoteHoles(session, options.path)
         limits = session.files.limits
         self._read_max = min(PAYLOAD_MAX, limits.max_read_len or PAYLOAD_SAFE)
         self._write_max = min(PAYLOAD_MAX, limits.max_write_len or PAYLOAD_SAFE)
@@ -175,15 +177,9 @@ class SshNode(RemoteLeaf):
             await self._call("flush", None, self._file.fsync())
 
     async def allocation(self, offset: int, length: int) -> list[Span]:
-        """Call everything data: the protocol does not tell holes."""
+        """Ask the server's shell for holes, where there is one; the protocol does not tell them."""
         self._flusher.check_healthy()
-        inside = max(0, min(length, self._size - offset))
-        spans: list[Span] = []
-        if inside:
-            spans.append(Span(Kind.DATA, offset, inside, self, offset))
-        if inside < length:
-            spans.append(Span(Kind.ZERO, offset + inside, length - inside, self, offset + inside))
-        return spans
+        return await spans_of(self, offset, length, self._holes.runs)
 
     async def resize(
         self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
@@ -238,6 +234,7 @@ class SshNode(RemoteLeaf):
                 ) from None
 
     async def _leave(self) -> None:
+        self._holes.close()
         try:
             with suppress(*FAILURES):
                 await self._file.close()
