@@ -17,7 +17,8 @@ TEST_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs
 DEMO_TOOLS := mkfs.ext4=e2fsprogs debugfs=e2fsprogs
 BENCH_TOOLS := qemu-img=qemu-utils qemu-io=qemu-utils mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs losetup=mount \
                fio=fio nbdkit=nbdkit nbdcopy=libnbd-bin qemu-nbd=qemu-utils \
-               qemu-storage-daemon=qemu-system-common
+               qemu-storage-daemon=qemu-system-common sshd=openssh-server \
+               glusterd=glusterfs-server gluster=glusterfs-client
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=

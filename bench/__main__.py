@@ -26,6 +26,7 @@ from bench import (
     mirroring_busy,
     random_reads,
     random_writes,
+    remote,
     serving,
 )
 from bench.images import file_system_of
@@ -57,6 +58,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "allocations": random_writes.allocating,
     "overwrites": random_writes.overwriting,
     "serving": serving.serving,
+    "ssh": remote.ssh,
+    "gluster": remote.gluster,
 }
 
 

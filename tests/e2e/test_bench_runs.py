@@ -15,8 +15,11 @@ OUT_OF_VHDX = ("convert", "convert-full", "xfs", "btrfs")
 INTO_VHDX = ("to-vhdx", "to-vhdx-full", "to-vhdx-xfs", "to-vhdx-btrfs")
 CHAINS = ("merge",)
 SERVING = ("serving",)
+REMOTE = ("ssh", "gluster")
 JOBS = ("mirror", "mirror-xfs", "mirror-busy", "commit", "commit-live")
-OTHERS = tuple(name for name in BENCHMARKS if name not in OUT_OF_VHDX + INTO_VHDX + CHAINS + SERVING + JOBS)
+OTHERS = tuple(
+    name for name in BENCHMARKS if name not in OUT_OF_VHDX + INTO_VHDX + CHAINS + SERVING + JOBS + REMOTE
+)
 
 
 def run_tiny(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def run_tiny(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("names", "results_without_mounting"),
-    [(OUT_OF_VHDX, 6), (INTO_VHDX, 6), (CHAINS, 2), (OTHERS, 5), (SERVING, 19), (JOBS, 14)],
-    ids=["out-of-vhdx", "into-vhdx", "chains", "others", "serving", "jobs"],
+    [(OUT_OF_VHDX, 6), (INTO_VHDX, 6), (CHAINS, 2), (OTHERS, 5), (SERVING, 19), (JOBS, 14), (REMOTE, 5)],
+    ids=["out-of-vhdx", "into-vhdx", "chains", "others", "serving", "jobs", "remote"],
 )
 def test_every_benchmark_gives_right_results(
     tmp_path: Path, names: tuple[str, ...], results_without_mounting: int
