@@ -35,7 +35,7 @@ class Guest:
     def __init__(self, settings: Settings, talk: Talk, place: Path, form: str) -> None:
         self._settings = settings
         self._mirror = Side(talk, place.with_suffix(".target"), "raw")
-        self._socket = place.with_suffix(".sock")
+        self._socket = place.with_name(f"{place.name[0]}.sock")  # sockets have short names
         address = {"type": "unix", "data": {"path": str(self._socket)}}
         talk.call("nbd-server-start", addr=address)
         talk.call("block-export-add", type="nbd", id="x", node_name="source", name="disk", writable=True)
