@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.chain_lab import make_chain
 from tests.support.monitor import Monitor, monitor, told
-from vblk.graph.edge import WRITING, Role
+from vblk.graph.edge import READING, WRITING, Role
 from vblk.graph.handle import Handle
 
 SIZE = 1 << 20
@@ -209,5 +209,32 @@ def test_the_top_of_a_chain_is_mirrored_to_an_image_on_the_same_backing_image(
             assert guest.node.filename == target
             assert guest.node.child(Role.BACKING) is backing
             assert await guest.read(0, len(base)) == base[:5000] + b"late" + base[5004:]
+
+    asyncio.run(session())
+
+
+def test_a_copy_that_somebody_else_uses_is_not_replaced(tmp_path: Path) -> None:
+    async def session() -> None:
+        async with monitor() as talk:
+            graph = talk.daemon.graph
+            for name in ("a", "b", "target"):
+                await talk.add(name, "memory", size=SIZE)
+            await talk.add("q", "quorum", vote_threshold=1, children=["a", "b"])
+            other = graph.hold(graph.find("a"), "somebody", READING)
+            mirror = {"job_id": "m", "device": "q", "sync": "full", "replaces": "a"}
+            assert await talk.refused("blockdev-mirror", **mirror, target="target") == (
+                "Cannot replace 'a' by a node mirrored from 'q', because it cannot be guaranteed"
+                " that doing so would not lead to an abrupt change of visible data"
+            )
+            await graph.release(other)
+            said = await talk.refused("drive-mirror", **mirror, target=str(tmp_path / "new"), format="raw")
+            assert said == "a node-name must be provided when replacing a named node of the graph"
+            assert not (tmp_path / "new").exists()
+            await talk.call("blockdev-mirror", **mirror, target="target")
+            await ready(talk, "m")
+            job = talk.daemon.jobs["m"]
+            await talk.call("block-job-complete", device="m")
+            await job.ended()
+            assert graph.find("q").children["children.0"].node.name == "target"
 
     asyncio.run(session())

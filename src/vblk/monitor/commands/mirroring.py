@@ -105,6 +105,8 @@ async def drive_mirror(daemon: Daemon, arguments: DriveMirror) -> None:
     source = daemon.find_either(arguments.device)
     if arguments.node_name is not None:
         check_node_name(arguments.node_name)
+    elif arguments.replaces is not None:
+        raise QmpError("a node-name must be provided when replacing a named node of the graph")
     ledger = await ledger_of_name(daemon.graph, arguments.target) if arguments.resume else None
     async with closed_on_failure(ledger):
         makes = arguments.mode is NewImageMode.ABSOLUTE_PATHS
@@ -211,7 +213,10 @@ def _replaced(graph: Graph, source: Node, name: str) -> Node:
     waiting = [source]
     while waiting:
         node = waiting.pop()
+        users = graph.users(node)
         if node.name == name:
+            if len(users) > 1 and any(isinstance(edge.parent, CopiesNode) for edge in users):
+                break  # others would see what the copies agree on, not what this one holds
             return node
         if isinstance(node, Filter | CopiesNode):
             waiting += [edge.node for edge in node.children.values()]
