@@ -21,6 +21,7 @@ from tests.machine.options import read_options
 from vblk.aio import loops
 from vblk.cli.daemon_run import Startup
 from vblk.errors import BlockError
+from vblk.graph.gate import gate_of
 from vblk.graph.registry import Graph
 from vblk.monitor.log import Log
 from vblk.options.keyval import split_pairs
@@ -127,7 +128,7 @@ class Starting:
 
 async def live(words: list[str]) -> int:
     """Be the machine until it is told to end."""
-    machine = Machine(Graph(), Log(PROGRAM, sys.stderr))
+    machine = Machine(Graph(gate=gate_of(PROGRAM)), Log(PROGRAM, sys.stderr))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, machine.ended.set)

@@ -95,7 +95,7 @@ def _admitted(site: Site, child: Qcow2Node, name: str, rules: ChainRules) -> str
     """Return the local path, or the name of an export, that a name means, when the gate admits it."""
     image = local_path(child)
     if has_protocol(name):
-        site.graph.gate.admit_export(name, named_by=child.filename)
+        site.graph.gate.admit_export(name, named_by=image)
         return name
     path = os.path.join(os.path.dirname(image), name)
     try:

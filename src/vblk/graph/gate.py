@@ -12,6 +12,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vblk.errors import OpenDenied, Reason
 
@@ -69,8 +70,9 @@ class BesideGate(OpenGate):
     def __init__(self, *, exports: bool = False) -> None:
         """With `exports` admit some of what is no path too, as QEMU does.
 
-        These are exports of NBD servers behind unix sockets, and files on SSH servers whose
-        keys the user has accepted: a name without parameters cannot say otherwise.
+        These are exports of NBD servers behind unix sockets, files on SSH servers whose
+        keys the user has accepted (a name without parameters cannot say otherwise), and
+        files behind `blkdebug` that would be admitted themselves, as would its rules.
         """
         self._exports = exports
 
@@ -102,6 +104,13 @@ class BesideGate(OpenGate):
 
     def admit_export(self, name: str, *, named_by: str) -> None:
         """Admit exports behind sockets of this host, and files on known servers, if that was asked for."""
+        driver, _, behind = name.partition(":")
+        if self._exports and driver == "blkdebug":
+            rules, _, path = behind.partition(":")
+            for each in filter(None, (rules, path)):
+                with suppress(FileNotFoundError):  # opening it will say so
+                    self.admit(each, named_by=named_by)
+            return
         is_on_known_server = name.startswith("ssh://") and "?" not in name
         if not (self._exports and (is_on_known_server or name.startswith("nbd+unix:"))):
             super().admit_export(name, named_by=named_by)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vblk.errors import OpenDenied
-from vblk.graph.gate import BesideGate, DenyGate
+from vblk.graph.gate import BesideGate, DenyGate, gate_of
 
 
 @pytest.fixture
@@ -116,3 +116,14 @@ def test_character_devices_and_folders_are_refused(image: Path) -> None:
 def test_the_deny_gate_refuses_even_the_file_beside(image: Path) -> None:
     with pytest.raises(OpenDenied, match="denied"):
         DenyGate().admit(str(image.parent / "base.vhdx"), named_by=str(image))
+
+
+def test_under_qemus_names_what_is_behind_blkdebug_is_judged_itself(image: Path) -> None:
+    gate, inside = gate_of("qemu-img"), image.parent / "base.vhdx"
+    gate.admit_export(f"blkdebug::{inside}", named_by=str(image))
+    gate.admit_export(f"blkdebug:{image.parent / 'rules'}:{inside}", named_by=str(image))
+    for name in ("blkdebug::/etc/passwd", f"blkdebug:/etc/passwd:{inside}", "blkdebug::nbd://localhost/"):
+        with pytest.raises(OpenDenied):
+            gate.admit_export(name, named_by=str(image))
+    with pytest.raises(OpenDenied, match="may only name files"):
+        gate_of("vblk").admit_export(f"blkdebug::{inside}", named_by=str(image))
