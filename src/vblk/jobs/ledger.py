@@ -17,6 +17,7 @@ Ordering rule: what the file is to say of a region is true before it is written.
 goes when the job has come to its end, its users included.
 """
 
+import errno
 import mmap
 import os
 import struct
@@ -208,8 +209,8 @@ class Ledger:
         task_at = PAGE + -(-len(content) // PAGE) * PAGE
         descriptor = open_locked(new, self._target)
         try:
-            os.pwrite(descriptor, _HEAD.pack(_MAGIC, task_at).ljust(PAGE, b"\0") + content, 0)
-            os.pwrite(descriptor, msgspec.json.encode(task), task_at)
+            _write(descriptor, _HEAD.pack(_MAGIC, task_at).ljust(PAGE, b"\0") + content, 0)
+            _write(descriptor, msgspec.json.encode(task), task_at)
             page = mmap.mmap(descriptor, PAGE)
             source, target = Activity(page, _SOURCE_AT), Activity(page, _TARGET_AT)
             source.note()
@@ -219,6 +220,8 @@ class Ledger:
             sync_folder(os.path.dirname(self.path))
         except BaseException:
             os.close(descriptor)
+            with suppress(OSError):
+                os.unlink(new)
             raise
         os.close(self._descriptor)
         self._descriptor, self._page = descriptor, page
@@ -303,6 +306,12 @@ class Ledger:
             return await self._engine.run(call)
         except OSError as error:
             raise storage_error(error, filename=self.path) from error
+
+
+def _write(descriptor: int, data: bytes, at: int) -> None:
+    """Write all of `data`, or raise OSError."""
+    if os.pwrite(descriptor, data, at) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_sound(task: Task, content: bytes) -> bool:

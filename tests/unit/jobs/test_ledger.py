@@ -149,6 +149,25 @@ def test_garbage_is_refused_and_left_alone(tmp_path: Path) -> None:
     in_folder(tmp_path, scenario)
 
 
+def test_a_ledger_for_which_there_is_no_room_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes_less(_descriptor: int, data: bytes, _at: int) -> int:
+        return len(data) - 1
+
+    async def scenario(new: Callable[[], Ledger]) -> None:
+        ledger = new()
+        await ledger.claim()
+        monkeypatch.setattr(os, "pwrite", writes_less)
+        with pytest.raises(BlockError, match="No space left on device"):
+            await ledger.begin(TASK)
+        assert not ledger.is_begun
+        ledger.close()
+        assert os.listdir(tmp_path) == []
+
+    in_folder(tmp_path, scenario)
+
+
 def test_regions_are_as_small_as_their_number_allows() -> None:
     assert region_for(1, MIB, 8192) == MIB
     assert region_for(8 * GIB, MIB, 8192) == MIB
