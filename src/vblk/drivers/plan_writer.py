@@ -213,10 +213,15 @@ class PlanWriter(ABC, Generic[AnyNode, AnyPlanner, AnyPlan]):
             AsyncExitStack() as below,
         ):
             spans: list[Span] = []
+            stale = RangeSet()
+            for start, count in plan.stale:
+                stale.add(start, start + count)
             for piece in plan.payload:
                 shift = piece.guest_offset - piece.file_offset
                 place = self._file.place(piece.file_offset, piece.length)
                 for span in await below.enter_async_context(place):
+                    start = span.guest_offset
+                    span.present = not any(stale.within(start, start + span.length))
                     span.guest_offset += shift
                     spans.append(span)
             yield spans

@@ -30,7 +30,8 @@ class Piece:
 class Plan(ABC):
     """One change, and the guard of what was taken for it. Exactly one of commit and abort ends it.
 
-    `payload` is where the caller's bytes go. `copies` is where the present
+    `payload` is where the caller's bytes go, and `stale` those parts of it that hold others
+    than the disk shows. `copies` is where the present
     content of guest ranges goes. `zeros` are ranges to be zeroed with their
     space kept. `places` is the space that was taken. `entries` are table
     entries, `released` is what nothing of this names any more. `pages` are
@@ -38,6 +39,7 @@ class Plan(ABC):
     """
 
     payload: list[Piece] = field(default_factory=lambda: list[Piece]())
+    stale: list[Range] = field(default_factory=lambda: list[Range]())
     copies: list[Piece] = field(default_factory=lambda: list[Piece]())
     zeros: list[Range] = field(default_factory=lambda: list[Range]())
     exclusive: bool = False
@@ -51,8 +53,12 @@ class Plan(ABC):
     def changes_nothing(self) -> bool:
         """Whether there is nothing to do at all."""
 
-    def add_payload(self, guest_offset: int, length: int, file_offset: int) -> None:
+    def add_payload(
+        self, guest_offset: int, length: int, file_offset: int, *, is_stale: bool = False
+    ) -> None:
         """Add a piece, joined to the one before where it continues it."""
+        if is_stale:
+            self.stale.append((file_offset, length))
         if self.payload:
             last = self.payload[-1]
             if (

@@ -47,7 +47,7 @@ class Span:
     bytes at `leaf_offset`; for ENCODED it is the format that decodes them, and
     `leaf_offset` a guest offset there (`Node.read_encoded`). `depth` counts the images passed on the way down
     (0: the top). `present` is false where no image of the chain has a word on
-    the range.
+    the range; of a place for bytes, where it holds others than the disk shows.
     """
 
     kind: Kind

@@ -162,7 +162,7 @@ class Mover:
             for place in places:
                 assert place.leaf is not None
                 start = source.leaf_offset + place.guest_offset - target_offset
-                await self._move_piece(source.leaf, start, place, zero_unit)
+                await self._move_piece(source.leaf, start, place, zero_unit if place.present else 0)
 
     async def saw(self, offset: int, data: Buffer) -> None:
         """Note, where that is wanted, what is copied to `offset` of the target."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.command_line import good
 from tests.support.manual_clock import ManualClock
-from tests.support.mirror_lab import SIZE, Lab, failing, in_lab
+from tests.support.mirror_lab import SIZE, Lab, failing, in_lab, kept
 from vblk.errors import JobError, StorageError
 from vblk.filters.job_top import put_job_top
 from vblk.graph.edge import WRITING
@@ -188,5 +189,29 @@ def test_short_data_in_memory_is_copied_at_once(
         assert goal.try_copy(room.source, MIB, length) is at_once
         assert (await room.target.read(MIB, length) == data * length) is at_once
         await room.graph.release(holder)
+
+    in_lab(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("target", ["vhdx", "qcow2"])
+def test_zeros_are_not_left_out_where_the_targets_file_holds_something_else(
+    tmp_path: Path, target: str
+) -> None:
+    """A process that died has left bytes in the file that nothing names; they are used for space anew."""
+
+    path = tmp_path / "late"
+    options = ["-o", "block_size=1M"] if target == "vhdx" else []
+    good("create", "-q", "-f", target, *options, path, str(SIZE))
+    with path.open("ab") as file:
+        file.write(b"\xee" * 2 * SIZE)
+
+    async def scenario(room: Lab) -> None:
+        data = b"data" * KIB + bytes(56 * KIB) + b"data" * KIB
+        for start in range(0, SIZE - 64 * KIB, 64 * KIB):
+            await room.write(start, data[: 64 * KIB])
+        room.target = await kept(room.graph, path, target)
+        job = await room.ready(Plan(granularity=64 * KIB))
+        await room.leave(job)
+        assert await room.shows_all(room.target)
 
     in_lab(tmp_path, scenario)

@@ -181,10 +181,10 @@ class Planner:
     def write(self, start: int, low: int, high: int, entry: int) -> None:
         """Find or take the space of a range that will be written."""
         if entry & COPIED and not entry & (COMPRESSED | ZERO) and entry & OFFSET_MASK:
-            place = self._place(entry)
+            self._plan.add_payload(low, high - low, self._place(entry) + low - start)
         else:
-            place = self._allocate(start, low, high, entry).file_offset
-        self._plan.add_payload(low, high - low, place + low - start)
+            taken = self._allocate(start, low, high, entry)
+            self._plan.add_payload(low, high - low, taken.file_offset + low - start, is_stale=not taken.fresh)
 
     def compressed(self, layout: Sequence[Range]) -> Answer:
         """Map whole clusters to where they are compressed; see `ClusterWriter.plan_compressed`."""

@@ -108,14 +108,15 @@ class Planner:
     def write_block(self, block: int, low: int, high: int) -> None:
         """Find or take the space of a range that will be written."""
         state, place = self._state(block)
-        if state == State.FULLY_PRESENT:
-            self._plan.add_payload(low, high - low, place + low - (block << self._geometry.block_shift))
-        elif state == State.PARTIALLY_PRESENT:
+        is_stale = False
+        if state == State.PARTIALLY_PRESENT:
             self._cover(block, low, high, place, fresh_block=False)
-            self._plan.add_payload(low, high - low, place + low - (block << self._geometry.block_shift))
-        else:
-            at = self._allocate(block, low, high, state, place).file_offset
-            self._plan.add_payload(low, high - low, at + low - (block << self._geometry.block_shift))
+            is_stale = True
+        elif state != State.FULLY_PRESENT:
+            taken = self._allocate(block, low, high, state, place)
+            place, is_stale = taken.file_offset, not taken.fresh
+        within = low - (block << self._geometry.block_shift)
+        self._plan.add_payload(low, high - low, place + within, is_stale=is_stale)
 
     def zero_block(self, block: int, low: int, high: int) -> None:
         """Zero a range whose space is kept."""
