@@ -11,14 +11,14 @@ import pytest
 from tests.support.command_line import call, good
 from tests.support.filesystems import needs_root
 from tests.support.gluster import Gluster
+from tests.support.named_nodes import leaf, opened
 from tests.support.nodes import content_of, run
 from vblk.errors import BlockError
-from vblk.graph.edge import READING, WRITING
-from vblk.graph.node import Node
+from vblk.graph.edge import WRITING
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
-from vblk.options import NodeOptions, parse_filename
+from vblk.options import NodeOptions
 from vblk.testing import Subject, check_conformance
 
 pytestmark = [pytest.mark.interop, needs_root]
@@ -32,18 +32,6 @@ def gluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Gluster, None
         server.make_volume("spread", 2)
         server.make_volume("twice", 3, replicated=True)
         yield server
-
-
-def leaf(name: str) -> NodeOptions:
-    options = parse_filename(name).children["file"]
-    assert isinstance(options, NodeOptions)
-    return options
-
-
-async def opened(graph: Graph, name: str, *, read_only: bool = False) -> Node:
-    node = await open_node(graph, leaf(name), Request(read_only=read_only))
-    graph.hold(node, "the test", READING if read_only else WRITING)
-    return node
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import call, good
+from tests.support.named_nodes import leaf
 from tests.support.nodes import content_of, run
 from tests.support.web import Nginx
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
-from vblk.options import NodeOptions, parse_filename
 from vblk.testing import Subject, check_conformance
 
 pytestmark = pytest.mark.interop
@@ -24,12 +24,6 @@ MIB = 1 << 20
 def nginx(tmp_path: Path) -> Generator[Nginx, None, None]:
     with Nginx(tmp_path / "web") as server:
         yield server
-
-
-def leaf(name: str) -> NodeOptions:
-    options = parse_filename(name).children["file"]
-    assert isinstance(options, NodeOptions)
-    return options
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -13,16 +13,14 @@ import pytest
 from tests.support import odd_sftp
 from tests.support.command_line import call, good
 from tests.support.filesystems import mounted, needs_root
+from tests.support.named_nodes import leaf, opened
 from tests.support.nodes import content_of, run
 from tests.support.sshd import Sshd
 from vblk.errors import BlockError, NoSpace, ReadOnly, Unsupported
 from vblk.extent import Kind
-from vblk.graph.edge import READING, WRITING
-from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.graph.site import Request
 from vblk.opening import open_node
-from vblk.options import NodeOptions, parse_filename
 from vblk.protocols.ssh import read_options
 from vblk.protocols.ssh_connection import connect
 from vblk.testing import Subject, check_conformance
@@ -38,18 +36,6 @@ def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sshd, Non
         monkeypatch.setenv("HOME", str(server.home))
         monkeypatch.setenv("SSH_AUTH_SOCK", "")
         yield server
-
-
-def leaf(name: str) -> NodeOptions:
-    options = parse_filename(name).children["file"]
-    assert isinstance(options, NodeOptions)
-    return options
-
-
-async def opened(graph: Graph, name: str, *, read_only: bool = False) -> Node:
-    node = await open_node(graph, leaf(name), Request(read_only=read_only))
-    graph.hold(node, "the test", READING if read_only else WRITING)
-    return node
 
 
 @pytest.mark.parametrize(("loop", "read_only"), [("asyncio", False), ("uvloop", False), ("asyncio", True)])

@@ -15,8 +15,9 @@ from vblk.errors import GraphError
 from vblk.extent import Kind
 from vblk.filters.copy_before_write import CopyBeforeWriteNode
 from vblk.graph.edge import Edge, Role
-from vblk.graph.node import Buffer, Filter, Preallocation, Span, coalesce
+from vblk.graph.node import Filter, Span, coalesce
 from vblk.graph.site import Site
+from vblk.graph.unwritable import Unwritable
 from vblk.options import bind, check_children
 from vblk.units import KIB
 
@@ -29,7 +30,7 @@ class Options:
     """There are none."""
 
 
-class SnapshotAccessNode(Filter):
+class SnapshotAccessNode(Unwritable, Filter):
     """What a `copy-before-write` node keeps, as a disk for reading only."""
 
     driver: ClassVar[str] = "snapshot-access"
@@ -94,28 +95,8 @@ class SnapshotAccessNode(Filter):
                 ]
         return coalesce(spans)
 
-    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Refuse: what was cannot be changed."""
-        self.require_writable()
-
-    async def write_zeroes(
-        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
-    ) -> None:
-        """Refuse: what was cannot be changed."""
-        self.require_writable()
-
-    async def discard(self, offset: int, length: int) -> None:
-        """Refuse: what was cannot be changed."""
-        self.require_writable()
-
     async def flush(self) -> None:
         """There is nothing to flush."""
-
-    async def resize(
-        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
-    ) -> None:
-        """Refuse: what was cannot be changed."""
-        self.require_writable()
 
     async def reopen(self, *, read_only: bool) -> None:
         """Stay for reading only.

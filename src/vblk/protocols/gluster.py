@@ -18,6 +18,7 @@ from vblk.options import Scalar, check_children
 from vblk.options.binding import bind_object
 from vblk.options.gluster import port_number
 from vblk.protocols.cache_mode import cache_mode_of, parse_cache_mode
+from vblk.protocols.remote_leaf import added
 
 if TYPE_CHECKING:
     from vblk.protocols.gluster_node import GlusterNode
@@ -101,7 +102,7 @@ async def open_node(site: Site) -> "GlusterNode":
         auto_read_only=bool(site.options.auto_read_only),
         cache=cache_mode_of(site.request.cache, site.options),
     )
-    return await _added(site.graph, node)
+    return await added(site.graph, node)
 
 
 async def make_node(graph: Graph, own: Mapping[str, Scalar], *, filename: str, cache: str) -> "GlusterNode":
@@ -122,13 +123,4 @@ async def make_node(graph: Graph, own: Mapping[str, Scalar], *, filename: str, c
         cache=mode,
         create=True,
     )
-    return await _added(graph, node)
-
-
-async def _added(graph: Graph, node: "GlusterNode") -> "GlusterNode":
-    try:
-        graph.add(node)
-    except BaseException:
-        await node.close()
-        raise
-    return node
+    return await added(graph, node)

@@ -13,7 +13,8 @@ from typing import ClassVar, Final
 
 from vblk.errors import BlockError
 from vblk.extent import Kind
-from vblk.graph.node import Buffer, Preallocation, Span
+from vblk.graph.node import Span
+from vblk.graph.unwritable import Unwritable
 from vblk.protocols.cache_mode import WRITEBACK
 from vblk.protocols.http_source import Source
 from vblk.protocols.remote_leaf import RemoteLeaf
@@ -35,7 +36,7 @@ AHEAD: Final = 4
 """So many blocks are asked for in advance of a reader that goes through the image in order."""
 
 
-class HttpNode(RemoteLeaf):
+class HttpNode(Unwritable, RemoteLeaf):
     """An image on a web server."""
 
     driver: ClassVar[str] = "http"
@@ -139,26 +140,6 @@ class HttpNode(RemoteLeaf):
         if inside < length:
             spans.append(Span(Kind.ZERO, offset + inside, length - inside, self, offset + inside))
         return spans
-
-    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Refuse: images on web servers are read."""
-        self.require_writable()
-
-    async def write_zeroes(
-        self, offset: int, length: int, *, unmap: bool = False, no_fallback: bool = False, fua: bool = False
-    ) -> None:
-        """Refuse, as `write`."""
-        self.require_writable()
-
-    async def discard(self, offset: int, length: int) -> None:
-        """Refuse, as `write`."""
-        self.require_writable()
-
-    async def resize(
-        self, size: int, *, preallocation: Preallocation = Preallocation.OFF, exact: bool = True
-    ) -> None:
-        """Refuse, as `write`."""
-        self.require_writable()
 
     async def reopen(self, *, read_only: bool) -> None:
         """Stay as it is."""

@@ -10,9 +10,10 @@ then the server is left.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from vblk.graph.node import Leaf
+from vblk.graph.registry import Graph
 from vblk.protocols.cache_mode import CacheMode
 from vblk.runtime.flush_sequencer import FlushSequencer
 
@@ -80,3 +81,16 @@ class RemoteLeaf(Leaf):
             await self._flusher.drain()
         finally:
             await self._leave()
+
+
+RemoteT = TypeVar("RemoteT", bound=RemoteLeaf)
+
+
+async def added(graph: Graph, node: RemoteT) -> RemoteT:
+    """Add an open image to a graph; where that fails it is closed."""
+    try:
+        graph.add(node)
+    except BaseException:
+        await node.close()
+        raise
+    return node

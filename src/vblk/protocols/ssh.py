@@ -19,6 +19,7 @@ from vblk.options import Scalar, check_children
 from vblk.options.binding import bind_object
 from vblk.options.ssh import with_server
 from vblk.protocols.cache_mode import CacheMode, cache_mode_of, parse_cache_mode
+from vblk.protocols.remote_leaf import added
 
 if TYPE_CHECKING:
     from vblk.protocols.ssh_node import SshNode
@@ -100,7 +101,7 @@ async def open_node(site: Site) -> "SshNode":
         auto_read_only=bool(site.options.auto_read_only),
         cache=cache_mode_of(site.request.cache, site.options),
     )
-    return await _added(site.graph, node)
+    return await added(site.graph, node)
 
 
 async def make_node(graph: Graph, own: Mapping[str, Scalar], *, filename: str, cache: str) -> "SshNode":
@@ -115,13 +116,4 @@ async def make_node(graph: Graph, own: Mapping[str, Scalar], *, filename: str, c
     node = await open_ssh(
         options, name=graph.unique_name(), filename=filename, read_only=False, cache=mode, create=True
     )
-    return await _added(graph, node)
-
-
-async def _added(graph: Graph, node: "SshNode") -> "SshNode":
-    try:
-        graph.add(node)
-    except BaseException:
-        await node.close()
-        raise
-    return node
+    return await added(graph, node)
