@@ -35,8 +35,12 @@ class ServerOptions:
     port: str | None = None
     path: str | None = None
 
-    def __post_init__(self) -> None:
-        """Check that all is there, and no more."""
+    def check(self) -> None:
+        """Refuse what is no server.
+
+        Raises:
+            OptionError: Something is missing, or too much.
+        """
         needed = ("path",) if self.type == "unix" else ("host", "port")
         for name in ("host", "port", "path"):
             value: str | None = getattr(self, name)
@@ -62,9 +66,7 @@ class Options:
     logfile: str | None = None
 
     def __post_init__(self) -> None:
-        """Check that there is a server, and bound what QEMU bounds."""
-        if not self.server:
-            raise OptionError("Parameter 'server' is missing")
+        """Bound what QEMU bounds."""
         self.debug = max(0, min(self.debug, DEBUG_MAX))
 
 
@@ -78,7 +80,12 @@ def read_options(own: Mapping[str, Scalar]) -> Options:
         name: str(value) if name.endswith(".port") and isinstance(value, int) else value
         for name, value in own.items()
     }
-    return bind_object(texts, Options, strict=False)
+    options = bind_object(texts, Options, strict=False)
+    if not options.server:
+        raise OptionError("Parameter 'server' is missing")
+    for server in options.server:
+        server.check()
+    return options
 
 
 async def open_node(site: Site) -> "GlusterNode":
