@@ -6,8 +6,10 @@ that it and its bricks live in, which ends as a whole; and the folder with all o
 """
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -95,6 +97,20 @@ class Gluster:
         kind = ["replica", str(bricks)] if replicated else []
         self.tell("volume", "create", name, *kind, *places, "force")
         self.tell("volume", "start", name)
+        limit = time.monotonic() + START_MAX
+        while not self._is_served(name, bricks):
+            assert time.monotonic() < limit, f"the bricks of {name} do not start"
+
+    def _is_served(self, volume: str, bricks: int) -> bool:
+        """Tell whether every brick takes connections: a client that comes earlier goes on without it."""
+        shown = self._tell("volume", "status", volume, "--xml").stdout
+        ports = [int(port) for port in re.findall(r"<port>(\d+)</port>", shown)]
+        try:
+            for port in ports[:bricks]:
+                socket.create_connection((self.address, port)).close()
+        except OSError:
+            return False
+        return len(ports) >= bricks
 
     def brick(self, volume: str, number: int) -> Path:
         return self.folder / "bricks" / f"{volume}-{number}"
