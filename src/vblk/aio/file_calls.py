@@ -163,3 +163,13 @@ def set_extent_size_hint(fd: int, length: int) -> None:
     flags, _, extents, project, cow = _FSXATTR.unpack(fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, blank))
     attributes = _FSXATTR.pack(flags | _FS_XFLAG_EXTSIZE, length, extents, project, cow)
     fcntl.ioctl(fd, _FS_IOC_FSSETXATTR, attributes)
+
+
+_NAME_MAX = 180
+"""So much of a name is kept, in characters: file systems bound the whole."""
+
+
+def hidden_beside(path: str, what: str) -> str:
+    """Return the name of a hidden file of ours beside the one at `path`; `what` says what it is."""
+    folder, base = os.path.split(path)
+    return os.path.join(folder, f".{base[:_NAME_MAX]}.vblk-{what}")

@@ -13,22 +13,20 @@ import os
 import stat
 from abc import abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vblk.aio.engine import Engine
+from vblk.aio.file_calls import hidden_beside
 from vblk.graph.mapper import Mapper
 from vblk.graph.node import Leaf
 
 if TYPE_CHECKING:
     from vblk.drivers.bitmap_sidecar import Sidecar
 
-_NAME_MAX: Final = 180
-
 
 def sidecar_path(path: str) -> str:
     """Return the name of the file that keeps the bitmaps of the image at a path."""
-    folder, base = os.path.split(path)
-    return os.path.join(folder, f".{base[:_NAME_MAX]}.vblk-bitmaps")
+    return hidden_beside(path, "bitmaps")
 
 
 def forget_bitmaps(path: str) -> None:

@@ -29,13 +29,12 @@ from vblk.codec.guid import Guid
 from vblk.drivers.vhdx import VhdxNode
 from vblk.errors import JobError, Unsupported
 from vblk.graph.node import Node
+from vblk.jobs.identity import GRACE, boot_id
 from vblk.jobs.journal_file import JournalFile
 from vblk.jobs.live_chain import Stretch, storage_of, without_filters
 
-GRACE: Final = 10 * 10**9
-"""Nanoseconds that the last write of a killed job may have ended after the journal's last change."""
 GRACE_POWER: Final = 60 * 10**9
-"""The same where the machine went down: then either file's time may not have become durable."""
+"""As `GRACE`, where the machine went down: then either file's time may not have become durable."""
 
 _VERSION: Final = 1
 
@@ -103,13 +102,6 @@ def _member(layer: Node) -> Member:
 
 def _inodes(layers: Iterable[Member]) -> list[int]:
     return [layer.inode for layer in layers]
-
-
-def _boot() -> str:
-    """Return what is another after each start of the machine."""
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-    return ""
 
 
 class CommitJournal:
@@ -185,7 +177,7 @@ class CommitJournal:
             return self._identity in mark.base
         if mark.at_rest:
             return self._modified == mark.at_rest
-        grace = GRACE if head.boot == _boot() else GRACE_POWER
+        grace = GRACE if head.boot == boot_id() else GRACE_POWER
         return self._modified <= self._file.touched + grace
 
     def begin(self, coming: Guid | None) -> None:
@@ -195,7 +187,7 @@ class CommitJournal:
             StorageError: The journal cannot be written; for the other methods too.
         """
         if not self._begun:
-            self._file.append(_Head(_VERSION, self._layers, self._inode, _boot()))
+            self._file.append(_Head(_VERSION, self._layers, self._inode, boot_id()))
             self._begun = True
         names = () if coming is None else (self._identity, str(coming))
         self._add(_Mark(self.done, names))

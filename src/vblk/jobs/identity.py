@@ -20,6 +20,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -189,3 +190,10 @@ def _process_began() -> int:
     ticks = int(fields[19])
     age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 10**9 // os.sysconf("SC_CLK_TCK")
     return time.time_ns() - age
+
+
+def boot_id() -> str:
+    """Return what is another after each start of the machine; the empty string where nobody says."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""

@@ -1,7 +1,7 @@
 """A journal of lines: what a job does, and how far that is durable.
 
 Owns: how lines are added and read. What they say is the business of the jobs; the name
-of the file and its lock are `vblk.jobs.sidecar`'s.
+of the file and its lock are `vblk.jobs.journal_lock`'s.
 
 The lines are JSON: the first says what is done, each further one how far it is. A line
 that a crash has torn counts for nothing, nor do those behind it.
@@ -18,9 +18,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from vblk.aio.engine import storage_error
-from vblk.aio.file_calls import sync_folder
+from vblk.aio.file_calls import hidden_beside, sync_folder
 from vblk.errors import JobError
-from vblk.jobs.sidecar import beside, open_locked
+from vblk.jobs.journal_lock import open_locked
 
 _LENGTH_MAX: Final = 16 << 20
 
@@ -37,7 +37,7 @@ class JournalFile:
     def __init__(self, target: str) -> None:
         """Name the file for `target`, a local path."""
         self.target = os.path.realpath(target)
-        self.path = beside(self.target, "journal")
+        self.path = hidden_beside(self.target, "journal")
         self._descriptor = -1
         self._length = 0
 

@@ -30,11 +30,11 @@ from typing import Final, TypeVar
 import msgspec
 
 from vblk.aio.engine import Engine, storage_error
-from vblk.aio.file_calls import sync_folder
+from vblk.aio.file_calls import hidden_beside, sync_folder
 from vblk.errors import BlockError, JobError
-from vblk.jobs.identity import Fact, LastChange, difference
+from vblk.jobs.identity import Fact, LastChange, boot_id, difference
+from vblk.jobs.journal_lock import open_locked
 from vblk.jobs.region_map import PAGE, RegionMap
-from vblk.jobs.sidecar import beside, open_locked
 from vblk.runtime.flush_sequencer import FlushSequencer
 from vblk.units import is_power_of_two
 
@@ -115,7 +115,7 @@ class Ledger:
     def __init__(self, engine: Engine, target: str) -> None:
         self._engine = engine
         self._target = os.path.realpath(target)
-        self.path = beside(self._target, "journal")
+        self.path = hidden_beside(self._target, "journal")
         self._descriptor = -1
         self._page: mmap.mmap | None = None
         self.is_begun = False
@@ -161,7 +161,7 @@ class Ledger:
                 f"everything was copied, and its users were being led to '{self._target}': go on with that"
             )
         self.map = RegionMap(task.regions, content)
-        same_life = task.boot == _boot()
+        same_life = task.boot == boot_id()
         for name, at in (("source", _SOURCE_AT), ("target", _TARGET_AT)):
             moment, under_way, rests = _CHANGE.unpack_from(data, at)
             self._last[name] = LastChange(moment, same_life and not under_way, bool(rests))
@@ -198,11 +198,11 @@ class Ledger:
         """
         if not self.is_begun:
             self.map = RegionMap(task.regions)
-        await self._blocking(partial(self._begin, msgspec.structs.replace(task, boot=_boot())))
+        await self._blocking(partial(self._begin, msgspec.structs.replace(task, boot=boot_id())))
         self.is_begun = True
 
     def _begin(self, task: Task) -> None:
-        new = beside(self._target, "journal-new")
+        new = hidden_beside(self._target, "journal-new")
         with suppress(FileNotFoundError):
             os.unlink(new)
         content = self.map.content()
@@ -240,7 +240,7 @@ class Ledger:
 
         def write() -> None:
             for number, content in pages.items():
-                os.pwrite(self._descriptor, content, PAGE + number * PAGE)
+                _write(self._descriptor, content, PAGE + number * PAGE)
             os.fdatasync(self._descriptor)
 
         await self._blocking(write)
@@ -254,7 +254,7 @@ class Ledger:
         """
 
         def write() -> None:
-            os.pwrite(self._descriptor, b"\1", _WHOLE_AT)
+            _write(self._descriptor, b"\1", _WHOLE_AT)
             os.fdatasync(self._descriptor)
 
         await self._blocking(write)
@@ -323,12 +323,3 @@ def _is_sound(task: Task, content: bytes) -> bool:
         and len(content) == task.regions
         and not content.strip(b"\0\1")
     )
-
-
-def _boot() -> str:
-    """Return what names the time since the system was started."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

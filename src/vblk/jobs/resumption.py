@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import msgspec
 
 from vblk.aio.clock import Clock
+from vblk.aio.file_calls import hidden_beside
 from vblk.errors import BlockError, Unsupported
 from vblk.graph.edges import reachable
 from vblk.graph.handle import Handle
@@ -29,7 +30,6 @@ from vblk.graph.node import Leaf, Node
 from vblk.graph.registry import Graph
 from vblk.jobs.job import woken
 from vblk.jobs.journal_file import JournalFile
-from vblk.jobs.sidecar import beside
 from vblk.runtime.uninterrupted import to_the_end
 
 PERIOD: Final = 5.0
@@ -98,7 +98,7 @@ class Journal:
         self._file = JournalFile(target)
         self.path = self._file.path
         self._target = self._file.target
-        self.part = beside(self._target, "part")
+        self.part = hidden_beside(self._target, "part")
         """Where the target is until it is whole."""
         self._task = task
         self.is_begun = False

@@ -130,7 +130,16 @@ class GlusterNode(RemoteLeaf):
                     begin = partial(
                         gfapi.functions.glfs_pwrite_async, self._fd, memory, end - at, offset + at, 0
                     )
-                    at += await self._call("write", offset + at, self._volume.request(begin))
+                    done = await self._call("write", offset + at, self._volume.request(begin))
+                if not done:
+                    raise StorageError(
+                        errno.EIO,
+                        "the volume takes no more bytes",
+                        filename=self.filename,
+                        operation="write",
+                        offset=offset + at,
+                    )
+                at += done
 
         await in_pieces(len(view), PAYLOAD_MAX, piece, PIECES_AT_ONCE)
         self._size = max(self._size, offset + len(view))

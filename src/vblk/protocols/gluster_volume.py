@@ -132,11 +132,9 @@ class Volume:
         _open[self._loop].pop(self.key, None)
         self._notifier.close()
         if self.fs is not None:
-            # The library may still call what hangs on this object: it stays as long as the thread.
-            threading.Thread(target=self._farewell, name="leaving a gluster volume", daemon=True).start()
-
-    def _farewell(self) -> None:
-        _leave(self.fs)
+            threading.Thread(
+                target=_leave, args=(self.fs,), name="leaving a gluster volume", daemon=True
+            ).start()
 
 
 _under_way: Final[dict[int, Volume]] = {}

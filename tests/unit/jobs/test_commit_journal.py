@@ -15,7 +15,8 @@ from vblk.errors import BlockError, JobError, StorageError, Unsupported
 from vblk.graph.node import Node
 from vblk.graph.registry import Graph
 from vblk.jobs.block_job import OnError
-from vblk.jobs.commit_journal import GRACE, CommitJournal, FinishedCommit
+from vblk.jobs.commit_journal import CommitJournal, FinishedCommit
+from vblk.jobs.identity import GRACE
 from vblk.jobs.live_chain import Stretch, standing
 from vblk.jobs.live_commit import CommitJob
 from vblk.jobs.states import Status
@@ -233,7 +234,7 @@ def test_after_a_failure_of_the_machine_the_times_may_lie_further_apart(
     content, journal, _ = begun(tmp_path, formats, monkeypatch)
     late = journal.stat().st_mtime_ns + GRACE + 10**9
     os.utime(tmp_path / "0.raw", ns=(late, late))
-    monkeypatch.setattr("vblk.jobs.commit_journal._boot", lambda: "another")
+    monkeypatch.setattr("vblk.jobs.commit_journal.boot_id", lambda: "another")
     later(tmp_path, formats, content, _claim)
 
 

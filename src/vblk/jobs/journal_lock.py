@@ -1,4 +1,4 @@
-"""The journal beside a target: its name, and the lock of whoever works by it.
+"""The lock on the journal beside a target, for whoever works by it.
 
 Owns: that one job at a time works by a journal. What stands in it is the business
 of `vblk.jobs.journal_file`, of `vblk.jobs.ledger` and of the jobs.
@@ -9,17 +9,8 @@ its name.
 
 import fcntl
 import os
-from typing import Final
 
 from vblk.errors import JobError
-
-_NAME_MAX: Final = 180
-
-
-def beside(target: str, what: str) -> str:
-    """Return the name of a hidden file in the folder of `target`, a path without symbolic links."""
-    folder, base = os.path.split(target)
-    return os.path.join(folder, f".{base[:_NAME_MAX]}.vblk-{what}")
 
 
 def open_locked(path: str, target: str) -> int:
