@@ -103,9 +103,8 @@ class Source:
         """Find out how long it is, and what will tell that it has changed.
 
         Raises:
-            StorageError: There is no such server or image, or it refuses.
+            StorageError: There is no such server or image, or it refuses, or it has no ranges.
             PeerError: The server breaks the protocol.
-            Unsupported: It has no ranges.
         """
         connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._verifies)
         self._session = aiohttp.ClientSession(

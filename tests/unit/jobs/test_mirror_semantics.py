@@ -221,13 +221,18 @@ def test_a_dirty_bitmap_on_the_source_knows_what_is_left(tmp_path: Path) -> None
 
 def test_copy_modes_are_switched_while_the_job_runs(tmp_path: Path) -> None:
     async def scenario(room: Lab) -> None:
-        job = await room.ready(clock=ManualClock())
+        clock = ManualClock()
+        job = await room.ready(clock=clock)
         await room.write(MIB, b"background")
         assert await room.shown(room.target) != room.content
         await job.change(CopyMode.WRITE_BLOCKING, None)
         await room.write(2 * MIB, b"write-blocking")
         assert await room.target.read(2 * MIB, 14) == b"write-blocking"
+        rests = len(clock.slept)
         await job.change(CopyMode.BACKGROUND, None)
+        async with asyncio.timeout(60):
+            while len(clock.slept) == rests:  # the change has woken it
+                await turns(1)
         await room.write(2 * MIB, b"background")
         assert await room.target.read(2 * MIB, 14) == b"write-blocking"
         job.complete()
